@@ -1,0 +1,194 @@
+//! What to do next: a pure state machine over pools and workers.
+//!
+//! `handle(input, now)` takes one fact or order, `poll_effect()` gives out what is to be done about it, and
+//! `next_deadline()` says when to call `handle_timeout(now)`. No clock, no file, no randomness but a seed it is given, no
+//! order that depends on a hash. An effect's outcome comes back as an input of a later turn, never as a return value, and
+//! every fact about a worker carries the generation of its spawn: a fact of another generation is late news and changes
+//! nothing.
+//!
+//! The daemon calls, in this order and once a turn: every `handle` (exits before all others), `handle_timeout`,
+//! `poll_effect` until it is empty, `next_deadline`.
+
+use std::time::Duration;
+
+use crate::spec::{Generation, PoolId, PoolPolicy, WorkerId};
+
+/// A point on the daemon's monotonic clock, in nanoseconds since an arbitrary start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(pub u64);
+
+/// The number of a control call that waits for an answer; the daemon's, passed through unread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// What a worker is doing, everywhere the same words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Spawned or about to be, not ready yet.
+    Initializing,
+    /// Ready, beats in time.
+    Healthy,
+    /// Ready, but beats are missing.
+    Unhealthy,
+    /// Asked to end, inside its grace.
+    Draining,
+    /// Ended, waits out its restart delay (or its cgroup is still being emptied before a restart).
+    Restarting,
+    /// Behind the crash barrier, or restart is off: stays down until started or reset.
+    Crashed,
+    /// Ended on request; its cgroup is empty.
+    Stopped,
+    /// Could not be emptied by the deadline; its place is not used again until it is.
+    Stuck,
+}
+
+/// How the kernel says a worker's main process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// `exit(code)`.
+    Exited(i32),
+    /// Killed by this signal.
+    Signalled(i32),
+    /// Killed by the out-of-memory killer inside its own limit.
+    OutOfMemory,
+    /// Nobody can know any more.
+    Unknown,
+}
+
+/// Why a worker ended, for its death certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// By itself, or by somebody outside halsup.
+    Itself(Ended),
+    /// `max_missed` heartbeats were missed.
+    Heartbeat,
+    /// Not ready by `ready_timeout`.
+    ReadyTimeout,
+    /// It never ran: the spawn failed.
+    StartFailed,
+    /// An operator stopped, killed, restarted or scaled it away.
+    Requested,
+    /// The daemon shut down.
+    Shutdown,
+}
+
+/// What an order is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Every pool.
+    All,
+    /// Every worker of a pool.
+    Pool(PoolId),
+    /// One worker.
+    Worker(WorkerId),
+}
+
+/// A fact or an order, in the past tense.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// A pool is wanted with this policy: new, or changed by a reload (running workers go on; only what differs changes).
+    PoolDefined(PoolId, Box<PoolPolicy>),
+    /// A pool is wanted no more: its workers are stopped, then it is forgotten.
+    PoolRemoved(PoolId),
+    /// Start what is stopped or crashed. Answered when all are ready, or cannot be.
+    StartRequested(CallId, Target),
+    /// Stop. Answered when all are `stopped` (cgroup empty) or `stuck`.
+    StopRequested(CallId, Target),
+    /// Stop, then start. Answered when all are ready again, or cannot be.
+    RestartRequested(CallId, Target),
+    /// Send a signal to the main process, or with `None` empty the cgroup at once; restart policy then applies as to any death.
+    KillRequested(CallId, Target, Option<i32>),
+    /// Set the wanted number of workers, inside min..=max of the policy. Answered with what was achieved.
+    ScaleRequested(CallId, PoolId, u32),
+    /// Clear crash barriers and restart delays and start what they held back. Answered at once with how many were reset.
+    ResetRequested(CallId, Target),
+    /// End every worker in parallel and then say [`Effect::Finished`]; after this long everything is killed. Sticky; a second one may only shorten.
+    ShutdownRequested(Duration),
+    /// The program of this spawn runs (its exec succeeded).
+    Spawned(WorkerId, Generation),
+    /// The spawn failed and nothing of it is left.
+    SpawnFailed(WorkerId, Generation),
+    /// The worker said that it is ready, or its readiness probe passed.
+    BecameReady(WorkerId, Generation),
+    /// An answer to a ping, a watchdog message, a passed probe, or any answered request.
+    Beat(WorkerId, Generation),
+    /// A probe or ping that was asked for failed outright (connection refused, HTTP 500): one miss, without waiting for its timeout.
+    PingFailed(WorkerId, Generation),
+    /// `EXTEND_TIMEOUT_USEC`: start-up or stop may take at least this long from now.
+    TimeoutExtended(WorkerId, Generation, Duration),
+    /// `WATCHDOG_USEC`: from now on this is the longest time between two beats.
+    BeatIntervalSet(WorkerId, Generation, Duration),
+    /// `STOPPING=1`: it is ending by itself; beats are no longer expected and the stop grace runs from now.
+    StopAnnounced(WorkerId, Generation),
+    /// `WATCHDOG=trigger`: the worker says that it is broken; treated as the last missed beat.
+    BreakageAnnounced(WorkerId, Generation),
+    /// The worker's processes have ended, with this status of the main process. Its cgroup may still hold something.
+    Exited(WorkerId, Generation, Ended),
+    /// Its cgroup is empty and removed, with everything else of that generation. Only now may the place be used again.
+    Emptied(WorkerId, Generation),
+}
+
+/// Something to be done, in the imperative.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Start a worker; answered by `Spawned` or `SpawnFailed`.
+    Spawn(WorkerId, Generation),
+    /// Send this signal to the main process.
+    Signal(WorkerId, Generation, i32),
+    /// Empty its cgroup (`cgroup.kill`); `Exited` and `Emptied` follow.
+    Kill(WorkerId, Generation),
+    /// Ask for a sign of life; answered by `Beat`, by `PingFailed`, or not at all.
+    Ping(WorkerId, Generation),
+    /// The worker is now in this state; for events, listings and state files. Emitted on every change and on nothing else.
+    StateChanged(WorkerId, State),
+    /// The end of this generation is known: write its death certificate. Exactly one for each generation that was spawned.
+    Certify(WorkerId, Generation, Cause),
+    /// The place is given up (scaled away, pool removed); forget all about it.
+    Forget(WorkerId),
+    /// Answer a call. Exactly one for each `CallId`.
+    Answer(CallId, Answer),
+    /// Shutdown is over: nothing runs any more (or it is `stuck`). Once.
+    Finished,
+}
+
+/// The answer to an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Done; for a `Scale` or a group this is how many are in the wanted state, and how many were wanted.
+    Done {
+        /// How many are in the state that was asked for.
+        achieved: u32,
+        /// How many were to be.
+        wanted: u32,
+    },
+    /// There is no such pool or worker.
+    NotFound,
+    /// `Scale` outside the policy's min..=max.
+    OutOfRange {
+        /// Smallest allowed.
+        min: u32,
+        /// Largest allowed.
+        max: u32,
+    },
+    /// The daemon is shutting down.
+    ShuttingDown,
+}
+
+/// What the engine knows of one worker, for listings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Which.
+    pub worker: WorkerId,
+    /// Its latest spawn attempt.
+    pub generation: Option<Generation>,
+    /// What it is doing.
+    pub state: State,
+    /// Since when it has been in that state.
+    pub since: Time,
+    /// Restarts over its whole life.
+    pub restarts: u64,
+    /// Beats missed in a row.
+    pub missed: u32,
+    /// When it will be started again, while it waits for that.
+    pub restart_at: Option<Time>,
+}
