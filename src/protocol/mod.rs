@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What is said between programs: bytes to types and back, with limits. Never touches sockets.
+
+pub mod init;
