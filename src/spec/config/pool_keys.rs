@@ -9,6 +9,7 @@ use super::keys::{Bounds, Key};
 use super::node::Node;
 use super::pool::{PoolDraft, WORKERS_MAX, command, variable};
 use super::{paths, pool_tables};
+use crate::spec::signal::parse_signal;
 use crate::spec::{Cpuset, Identity, Limit, OnSupervisorDeath};
 
 /// The longest argument or value of the environment, in bytes.
@@ -438,7 +439,7 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         aliases: &[],
         variable: "",
         kind: "duration or word",
-        default: "\"1m\"",
+        default: "\"60s\"",
         bounds: Bounds::Time(Duration::ZERO, DAY),
         what: "What becomes of a worker when the daemon dies: it ends after this long unless a daemon has come back, at once with `\"0s\"`, never with `\"forever\"`.",
         set: |pool, node| {
@@ -522,11 +523,9 @@ fn read_rlimits(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
 }
 
 fn read_stop_signal(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
-    let number =
-        node.count().ok().and_then(|number| i32::try_from(number).ok()).filter(|number| (1..=64).contains(number));
-    pool.spec.policy.stop.signal = match number {
-        Some(number) => number,
-        None => node.scalar(crate::spec::signal::parse_signal)?,
-    };
+    // A bare integer is read by the grammar that texts are read by.
+    let written = node.count().map(|number| number.to_string()).or_else(|_| node.text().map(str::to_owned));
+    let parsed = parse_signal(&written.unwrap_or_default());
+    pool.spec.policy.stop.signal = parsed.map_err(|error| node.fault(error.expected))?;
     Ok(())
 }

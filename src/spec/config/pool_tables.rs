@@ -96,7 +96,7 @@ pub(super) const RESTART_KEYS: &[Key<Restart>] = &[
         aliases: &["window_ms", "window_seconds"],
         variable: "",
         kind: "duration",
-        default: "\"1m\"",
+        default: "\"60s\"",
         bounds: Bounds::Time(Duration::from_millis(1), Duration::from_secs(86_400)),
         what: "The window of the crash barrier.",
         set: |restart, node| {
