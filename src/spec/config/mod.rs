@@ -58,12 +58,8 @@ fn read(text: &str, environment: &BTreeMap<String, String>) -> Result<Config, Fa
         return Err(whole_file.fault(what, format!("at most {CONFIG_BYTES_MAX}")).into());
     }
     let (document, syntax) = DeTable::parse_recoverable(text);
-    let mut faults = Faults::default();
-    for error in syntax {
-        let place = error.span().map_or_else(|| whole_file.clone(), |span| whole_file.clone().at(span.start));
-        faults.push(place.fault(error.message(), ""));
-    }
     // Half of a file means nothing: a key that was not understood may have been any key.
+    let mut faults = no_toml(text, &syntax, &whole_file);
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -94,6 +90,26 @@ fn read(text: &str, environment: &BTreeMap<String, String>) -> Result<Config, Fa
     }
     pools.sort_by_key(|pool| pool.place().offset);
     faults.or(Config { daemon, pools: pools.into_iter().map(|pool| pool.spec).collect() })
+}
+
+/// Where the text is no TOML: the first place in each line, because others in it mostly follow from that.
+fn no_toml(text: &str, errors: &[toml::de::Error], whole_file: &Place) -> Faults {
+    let mut faults = Faults::default();
+    let mut line_end = 0;
+    let mut errors: Vec<_> = errors.iter().map(|error| (error.span().unwrap_or_default(), error.message())).collect();
+    errors.sort_by_key(|(span, _)| span.start);
+    for (span, message) in errors {
+        if span.start < line_end {
+            continue;
+        }
+        let rest = text.get(span.start..).unwrap_or_default();
+        line_end = span.start + rest.find('\n').map_or(rest.len(), |at| at + 1).max(1);
+        let found = text.get(span.clone()).unwrap_or_default();
+        let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+        let shown = if found.trim().is_empty() { String::new() } else { format!(", at {:?}", node::cut(found)) };
+        faults.push(whole_file.clone().at(span.start).fault(format!("{what}{shown}"), expected));
+    }
+    faults
 }
 
 /// Reads `[pool]` or `[service]`: a table of tables by name. Pools that are right go into `pools`.

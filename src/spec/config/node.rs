@@ -250,6 +250,7 @@ pub(super) fn entries<'a>(table: &'a DeTable<'a>, place: &Place, each: Bounds) -
     entries.into_iter().map(node).collect()
 }
 
-fn cut(text: &str) -> String {
+/// The beginning of a text, as much as a sentence can hold.
+pub(super) fn cut(text: &str) -> String {
     text.chars().take(60).collect()
 }

@@ -355,7 +355,18 @@ fn texts_that_are_no_toml() {
         let error = parse_config(text, &no_variables()).unwrap_err();
         assert_eq!(error.errors().first().and_then(|error| error.line), Some(line), "{text}\n{error}");
     }
-    assert!(errors("[pool.web]\nsize = 1\nsize = 2").contains("duplicate key"));
+    for (text, sentence) in [
+        ("[pool.web]\nsize = 1\nsize = 2", "line 3: duplicate key, at \"size\""),
+        ("size = 4g", "line 1: string values must be quoted, at \"4g\"; expected literal string"),
+        (
+            "a = 'x\nb = y",
+            "line 1: invalid literal string; expected `'`\nline 2: string values must be quoted, at \"y\"; expected literal string",
+        ),
+        ("a = [[[", "line 1: unclosed array; expected `]`"),
+        ("\u{1b}[31m = 1", "line 1: invalid unquoted key, at \"\\u{1b}\"; expected letters, numbers, `-`, `_`"),
+    ] {
+        assert_eq!(errors(text), sentence);
+    }
 }
 
 #[test]
