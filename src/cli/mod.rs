@@ -1,6 +1,165 @@
-//! The command line: argv becomes one call, its answer is printed.
+//! The command line: argv becomes one call, its answer is printed. A file per verb, the verb is the file's name.
+//!
+//! Never looks at pools or kernel objects itself: it asks the daemon, or becomes it. Data goes to stdout, everything else
+//! to stderr; an error is printed once, here.
+
+mod check;
+mod client;
+mod completions;
+mod config;
+mod context;
+mod daemon;
+mod daemon_run;
+mod daemon_start;
+mod daemon_stop;
+mod doctor;
+mod error;
+mod events;
+mod human;
+mod inspect;
+mod kill;
+mod log;
+mod logs;
+mod man;
+mod notify;
+mod order;
+mod output;
+mod ps;
+mod reset;
+mod restart;
+mod scale;
+mod start;
+mod stats;
+mod status;
+mod stop;
+mod stopwatch;
+mod table;
+mod up;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::exit_code::ExitCode;
+use crate::spec::InstanceName;
+use context::Context;
+use error::Error;
+
+/// Keeps pools of isolated Linux workers warm, alive and inside their limits.
+#[derive(Debug, Parser)]
+#[command(name = "halsup", version, propagate_version = true, max_term_width = 100)]
+struct Arguments {
+    /// Print JSON, one object a line, instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Talk to (or be) the halsup of this name.
+    #[arg(long, global = true, value_name = "NAME", value_parser = instance_name)]
+    instance: Option<InstanceName>,
+    /// Talk over this control socket.
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// The configuration [default: /etc/halsup/halsup.toml].
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run, start, stop and look after the daemon itself.
+    #[command(subcommand)]
+    Daemon(daemon::Verb),
+    Up(Box<up::Up>),
+    Ps(ps::Ps),
+    Status(status::Status),
+    Inspect(inspect::Inspect),
+    Start(start::Start),
+    Stop(stop::Stop),
+    Restart(restart::Restart),
+    Kill(kill::Kill),
+    Scale(scale::Scale),
+    Reset(reset::Reset),
+    Logs(logs::Logs),
+    Events(events::Events),
+    Stats(stats::Stats),
+    Check(check::Check),
+    Doctor(doctor::Doctor),
+    Log(log::Log),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+impl Verb {
+    fn run(self, context: &Context) -> Result<(), Error> {
+        match self {
+            Self::Daemon(verb) => verb.run(context),
+            Self::Up(verb) => verb.run(context),
+            Self::Ps(verb) => verb.run(context),
+            Self::Status(verb) => verb.run(context),
+            Self::Inspect(verb) => verb.run(context),
+            Self::Start(verb) => verb.run(context),
+            Self::Stop(verb) => verb.run(context),
+            Self::Restart(verb) => verb.run(context),
+            Self::Kill(verb) => verb.run(context),
+            Self::Scale(verb) => verb.run(context),
+            Self::Reset(verb) => verb.run(context),
+            Self::Logs(verb) => verb.run(context),
+            Self::Events(verb) => verb.run(context),
+            Self::Stats(verb) => verb.run(context),
+            Self::Check(verb) => verb.run(context),
+            Self::Doctor(verb) => verb.run(context),
+            Self::Log(verb) => verb.run(context),
+            Self::Completions(verb) => verb.run(context),
+            Self::Man(verb) => verb.run(context),
+        }
+    }
+}
 
 /// Runs the program and returns its exit status.
 pub fn main() -> std::process::ExitCode {
-    crate::exit_code::ExitCode::Done.into()
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error).into(),
+    };
+    let Arguments { json, instance, socket, config, verb } = arguments;
+    let context = Context::new(output::Output::new(json), instance, socket, config);
+    match verb.run(&context) {
+        Ok(()) => ExitCode::Done,
+        Err(error) => {
+            output::complain(&error);
+            error.exit_code()
+        }
+    }
+    .into()
 }
+
+/// Prints what clap has to say: help and version are what was asked for, all else is a wrong command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return match error.print() {
+            Ok(()) => ExitCode::Done,
+            Err(cause) => Error::output(cause).exit_code(),
+        };
+    }
+    let text = error.render().to_string();
+    output::complain_text(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+    ExitCode::Usage
+}
+
+fn instance_name(text: &str) -> Result<InstanceName, String> {
+    InstanceName::parse(text).map_err(|error| error.to_string())
+}
+
+/// For clap: a target as `all`, `web` or `web.3`.
+fn target(text: &str) -> Result<crate::protocol::control::Target, String> {
+    text.parse().map_err(|error: crate::protocol::control::TargetError| error.to_string())
+}
+
+/// For clap: the name of a pool.
+fn pool_name(text: &str) -> Result<crate::spec::PoolName, String> {
+    crate::spec::PoolName::parse(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! A blocking Varlink client over a unix stream: one call at a time, its answers in order.
+//!
+//! The only place of the command line that talks to the daemon.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::Error;
+use crate::protocol::control::{CallFailure, Request};
+use crate::protocol::varlink::{Decoder, Reply};
+
+/// How much is read at once, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub(super) struct Client {
+    stream: UnixStream,
+    decoder: Decoder,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    /// Connects to the control socket at `path`.
+    ///
+    /// # Errors
+    /// No daemon answers there (exit 3), or this caller may not connect (1).
+    pub(super) fn connect(path: &Path) -> Result<Self, Error> {
+        let path_buf = path.to_path_buf();
+        match UnixStream::connect(path) {
+            Ok(stream) => Ok(Self::over(stream)),
+            Err(source) if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&source.kind()) => {
+                Err(Error::Unreachable { path: path_buf })
+            }
+            Err(source) if source.kind() == ErrorKind::PermissionDenied => Err(Error::Denied { path: path_buf }),
+            Err(source) => Err(Error::Connect { path: path_buf, source }),
+        }
+    }
+
+    fn over(stream: UnixStream) -> Self {
+        Self { stream, decoder: Decoder::for_replies(), buffer: vec![0; READ_BYTES] }
+    }
+
+    /// Asks, and returns the one answer.
+    ///
+    /// # Errors
+    /// The daemon's refusal, or a lost connection.
+    pub(super) fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, Error> {
+        self.send(request, false)?;
+        let (answer, _) = self.answer(request)?;
+        Ok(answer)
+    }
+
+    /// Asks, and hands every answer to `each` until the last one.
+    ///
+    /// # Errors
+    /// The daemon's refusal, a lost connection, or what `each` returned.
+    pub(super) fn call_more<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        mut each: impl FnMut(T) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.send(request, true)?;
+        loop {
+            let (answer, continues) = self.answer(request)?;
+            each(answer)?;
+            if !continues {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until the daemon closes the connection; what it still says is dropped.
+    pub(super) fn wait_for_end(&mut self) {
+        while self.stream.read(&mut self.buffer).is_ok_and(|length| length > 0) {}
+    }
+
+    fn send(&mut self, request: &Request, more: bool) -> Result<(), Error> {
+        let mut call = request.to_call();
+        call.more = more;
+        match self.stream.write_all(&call.encode()) {
+            Ok(()) => Ok(()),
+            // A daemon that closed early may have said why.
+            Err(source) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(source) => Err(Error::Call { method: request.method().1, source }),
+        }
+    }
+
+    fn answer<T: DeserializeOwned>(&mut self, request: &Request) -> Result<(T, bool), Error> {
+        let method = request.method().1;
+        let unclear = |reason: String| Error::Answer { method, reason };
+        let frame = loop {
+            if let Some(frame) = self.decoder.next_frame().map_err(|error| unclear(error.to_string()))? {
+                break frame;
+            }
+            match self.stream.read(&mut self.buffer) {
+                Ok(0) => return Err(Error::Lost { method }),
+                Ok(length) => self.decoder.push(&self.buffer[..length]),
+                Err(source) if source.kind() == ErrorKind::Interrupted => {}
+                Err(source) if source.kind() == ErrorKind::ConnectionReset => return Err(Error::Lost { method }),
+                Err(source) => return Err(Error::Call { method, source }),
+            }
+        };
+        let reply = Reply::decode(&frame).map_err(|error| unclear(error.to_string()))?;
+        if let Some(failure) = CallFailure::from_reply(&reply) {
+            return Err(Error::Refused(failure));
+        }
+        let answer = T::deserialize(Value::Object(reply.parameters)).map_err(|error| unclear(error.to_string()))?;
+        Ok((answer, reply.continues))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit_code::ExitCode;
+    use crate::protocol::control::{Empty, Error as ControlError, ListReply, ListRequest, NoParameters, ReloadReply};
+    use crate::protocol::varlink::Call;
+
+    /// A client whose daemon has already said `replies` and then, if `gone`, left.
+    fn client(replies: &[Reply], gone: bool) -> (Client, UnixStream) {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        for reply in replies {
+            far.write_all(&reply.encode()).unwrap();
+        }
+        if gone {
+            far.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        (Client::over(near), far)
+    }
+
+    const PING: Request = Request::Ping(NoParameters {});
+
+    #[test]
+    fn a_call_is_sent_and_its_answer_read() {
+        let (mut client, mut daemon) = client(&[Reply::last(&Empty {})], false);
+        assert_eq!(client.call::<Empty>(&PING).unwrap(), Empty {});
+        let mut sent = vec![0; 100];
+        let length = daemon.read(&mut sent).unwrap();
+        let call = Call::decode(&sent[..length - 1]).unwrap();
+        assert_eq!((call.method.as_str(), call.more), ("io.halsup.Control.Ping", false));
+    }
+
+    #[test]
+    fn more_answers_are_read_until_the_last() {
+        let piece = |name: &str| ReloadReply { added: vec![name.into()], ..ReloadReply::default() };
+        let (mut client, _daemon) =
+            client(&[Reply::piece(&piece("a")), Reply::last(&piece("b")), Reply::last(&piece("c"))], false);
+        let mut seen = Vec::new();
+        let take = |reply: ReloadReply| {
+            seen.extend(reply.added);
+            Ok(())
+        };
+        client.call_more(&Request::Reload(NoParameters {}), take).unwrap();
+        assert_eq!(seen, ["a", "b"]);
+    }
+
+    #[test]
+    fn whatever_goes_wrong_has_its_code() {
+        let missing = ControlError::NotFound { what: "pool web".into() };
+        let (mut refused, _daemon) = client(&[missing.to_reply()], false);
+        let error = refused.call::<Empty>(&PING).unwrap_err();
+        assert_eq!((error.sentence().as_str(), error.exit_code()), ("pool web does not exist", ExitCode::NotFound));
+
+        let (mut lost, _daemon) = client(&[], true);
+        let error = lost.call::<Empty>(&PING).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Unreachable);
+
+        let (mut unclear, _daemon) = client(&[Reply::last(&Empty {})], false);
+        let error = unclear.call::<ListReply>(&Request::List(ListRequest::default())).unwrap_err();
+        assert!(error.sentence().contains("missing field `workers`"), "{}", error.sentence());
+        assert_eq!(error.exit_code(), ExitCode::Failed);
+    }
+
+    #[test]
+    fn where_no_daemon_is_the_sentence_says_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        assert!(matches!(Client::connect(&path), Err(Error::Unreachable { .. })), "no socket");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(matches!(Client::connect(&path), Err(Error::Unreachable { .. })), "a socket that nobody holds");
+        let long = directory.path().join("x".repeat(200));
+        assert!(matches!(Client::connect(&long), Err(Error::Connect { .. })));
+    }
+}

@@ -1,0 +1,145 @@
+//! What holds for every verb: how to print, which daemon is meant, where its configuration is.
+//!
+//! The daemon is found by, in this order: `--socket`; an explicit `--config`, by its runtime directory; the runtime
+//! directory and the instance of options and environment.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::client::Client;
+use super::config;
+use super::error::Error;
+use super::output::Output;
+use crate::spec::{Config, InstanceName};
+
+/// The variable that names the instance; `--instance` goes before it.
+const INSTANCE: &str = "HALSUP_INSTANCE";
+
+/// The variable that names the directory of the control socket.
+const RUNTIME_DIR: &str = "HALSUP_RUNTIME_DIR";
+
+/// The options that hold for every verb, and the environment.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) output: Output,
+    socket: Option<PathBuf>,
+    config: Option<PathBuf>,
+    environment: BTreeMap<String, String>,
+}
+
+impl Context {
+    /// Reads the environment; an option goes before its variable.
+    pub(super) fn new(
+        output: Output,
+        instance: Option<InstanceName>,
+        socket: Option<PathBuf>,
+        config: Option<PathBuf>,
+    ) -> Self {
+        // A variable that is not UTF-8 is not one of ours, and must not make us panic.
+        let utf8 = |(key, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((key.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self::with_environment(output, instance, socket, config, std::env::vars_os().filter_map(utf8).collect())
+    }
+
+    pub(super) fn with_environment(
+        output: Output,
+        instance: Option<InstanceName>,
+        socket: Option<PathBuf>,
+        config: Option<PathBuf>,
+        mut environment: BTreeMap<String, String>,
+    ) -> Self {
+        if let Some(instance) = instance {
+            environment.insert(INSTANCE.into(), instance.to_string());
+        }
+        Self { output, socket, config, environment }
+    }
+
+    /// The environment that configuration is read with.
+    pub(super) const fn environment(&self) -> &BTreeMap<String, String> {
+        &self.environment
+    }
+
+    /// Where the configuration is: as said, else the default.
+    pub(super) fn config_path(&self) -> &Path {
+        self.config.as_deref().unwrap_or_else(|| Path::new(config::DEFAULT_PATH))
+    }
+
+    /// Reads the configuration.
+    pub(super) fn load_config(&self) -> Result<Config, Error> {
+        config::load(self.config_path(), &self.environment)
+    }
+
+    /// Refuses `--socket` where a daemon is made, not talked to.
+    pub(super) fn refuse_socket(&self) -> Result<(), Error> {
+        match self.socket {
+            Some(_) => Err(Error::Usage {
+                reason: "--socket says where to ask; where the daemon listens is its `runtime_dir`".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The control socket of the daemon that is meant.
+    pub(super) fn socket(&self) -> Result<PathBuf, Error> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
+        }
+        if self.config.is_some() {
+            return Ok(socket_in(&self.load_config()?.daemon.runtime_dir));
+        }
+        let set = |name| self.environment.get(name).filter(|value| !value.is_empty());
+        if let Some(directory) = set(RUNTIME_DIR) {
+            return Ok(socket_in(Path::new(directory)));
+        }
+        let instance = match set(INSTANCE) {
+            Some(name) => {
+                InstanceName::parse(name).map_err(|error| Error::Usage { reason: format!("{INSTANCE}: {error}") })?
+            }
+            None => InstanceName::default(),
+        };
+        Ok(if instance == InstanceName::default() {
+            socket_in(Path::new("/run/halsup"))
+        } else {
+            socket_in(Path::new(&format!("/run/halsup-{instance}")))
+        })
+    }
+
+    /// Connects to the daemon.
+    pub(super) fn client(&self) -> Result<Client, Error> {
+        Client::connect(&self.socket()?)
+    }
+}
+
+/// The control socket of a daemon with this runtime directory.
+pub(super) fn socket_in(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("control.sock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket(instance: Option<&str>, socket: Option<&str>, environment: &[(&str, &str)]) -> Result<String, String> {
+        let environment = environment.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        let instance = instance.map(|name| InstanceName::parse(name).unwrap());
+        Context::with_environment(Output::new(false), instance, socket.map(PathBuf::from), None, environment)
+            .socket()
+            .map(|path| path.display().to_string())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_socket_is_found_by_option_then_variable_then_default() {
+        let named = [("HALSUP_INSTANCE", "blue")];
+        let placed = [("HALSUP_RUNTIME_DIR", "/tmp/x"), ("HALSUP_INSTANCE", "blue")];
+        assert_eq!(socket(None, None, &[]), Ok("/run/halsup/control.sock".into()));
+        assert_eq!(socket(Some("default"), None, &[]), Ok("/run/halsup/control.sock".into()));
+        assert_eq!(socket(None, None, &named), Ok("/run/halsup-blue/control.sock".into()));
+        assert_eq!(socket(Some("red"), None, &named), Ok("/run/halsup-red/control.sock".into()));
+        assert_eq!(socket(None, None, &placed), Ok("/tmp/x/control.sock".into()));
+        assert_eq!(socket(Some("red"), Some("/y"), &placed), Ok("/y".into()));
+        assert_eq!(socket(None, None, &[("HALSUP_INSTANCE", "")]), Ok("/run/halsup/control.sock".into()));
+        assert!(socket(None, None, &[("HALSUP_INSTANCE", "../x")]).unwrap_err().starts_with("HALSUP_INSTANCE: name"));
+    }
+}

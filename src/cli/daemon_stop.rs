@@ -1,0 +1,96 @@
+//! `halsup daemon stop`: asks the daemon to end, and waits until it is gone.
+//!
+//! Gone is what the kernel says: the connection has ended and the pidfd of the daemon is readable. Where no daemon runs
+//! there is nothing to do, which is no error.
+
+use std::time::Duration;
+
+use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Serialize;
+
+use super::client::Client;
+use super::context::Context;
+use super::error::Error;
+use super::stopwatch::Stopwatch;
+use crate::protocol::control::{
+    NoParameters, Request, SHUTDOWN_TIMEOUT_MS_MAX, ShutdownReply, ShutdownRequest, StatusReply,
+};
+use crate::protocol::escape;
+
+/// How long the process may take to end after it has closed its connection.
+const EXIT_SECONDS_MAX: i64 = 10;
+
+/// End all workers, then the daemon; waits until it is gone. Does nothing where none runs.
+#[derive(Debug, Default, Args)]
+pub(super) struct Stop {
+    /// After this long everything is killed, such as 30s [default: as configured].
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
+    pub(super) timeout: Option<Duration>,
+}
+
+/// What a stop amounted to.
+#[derive(Debug, Serialize)]
+struct Stopped {
+    was_running: bool,
+    pid: Option<u32>,
+    stopped_ms: u64,
+    stuck: Vec<String>,
+}
+
+impl Stop {
+    pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        let stopwatch = Stopwatch::start();
+        let mut client = match context.client() {
+            Ok(client) => client,
+            Err(Error::Unreachable { .. }) => {
+                let nothing = Stopped { was_running: false, pid: None, stopped_ms: 0, stuck: Vec::new() };
+                return context.output.answer(&nothing, |_| "no halsup daemon runs".into());
+            }
+            Err(error) => return Err(error),
+        };
+        let StatusReply { pid, .. } = client.call(&Request::Status(NoParameters {}))?;
+        let stuck = self.stop(&mut client, pid)?;
+        let stopped_ms = u64::try_from(stopwatch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        context.output.answer(&Stopped { was_running: true, pid: Some(pid), stopped_ms, stuck }, |stopped| {
+            let stuck = match stopped.stuck.as_slice() {
+                [] => String::new(),
+                stuck => format!("; stuck: {}", escape::text(&stuck.join(", "))),
+            };
+            format!("halsup daemon stopped (pid {pid}) after {} ms{stuck}", stopped.stopped_ms)
+        })
+    }
+
+    fn stop(&self, client: &mut Client, pid: u32) -> Result<Vec<String>, Error> {
+        // Opened while the daemon still answers, so it is this daemon's pid and no later one's.
+        let process = i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let timeout_ms = self.timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok());
+        let mut stuck = Vec::new();
+        client.call_more(&Request::Shutdown(ShutdownRequest { timeout_ms }), |reply: ShutdownReply| {
+            stuck = reply.stuck;
+            Ok(())
+        })?;
+        client.wait_for_end();
+        // A daemon in another pid namespace has no pid here; that its connection ended is then all that can be known.
+        if let Some(Ok(process)) = process {
+            let limit = Timespec { tv_sec: EXIT_SECONDS_MAX, tv_nsec: 0 };
+            let ended = loop {
+                match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    outcome => break outcome.map_err(|errno| Error::Wait { source: errno.into() })?,
+                }
+            };
+            if ended == 0 {
+                return Err(Error::StillRuns { pid, seconds: EXIT_SECONDS_MAX });
+            }
+        }
+        Ok(stuck)
+    }
+}
+
+/// For clap: a duration with its unit, at most a day.
+fn timeout(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration <= Duration::from_millis(SHUTDOWN_TIMEOUT_MS_MAX) { Ok(duration) } else { Err("at most 1d".into()) }
+}

@@ -1,0 +1,203 @@
+//! How a run of the program can fail, what it says then, and which exit status that is.
+
+use std::path::PathBuf;
+
+use crate::exit_code::ExitCode;
+use crate::protocol::control::{CallFailure, Error as ControlError, Failure};
+use crate::protocol::service::ServiceError;
+
+/// How many failed workers one error names.
+const FAILURES_SHOWN_MAX: usize = 5;
+
+/// Why a verb did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("no halsup daemon answers on {}: start one with `halsup daemon start`", path.display())]
+    Unreachable { path: PathBuf },
+    #[error("permission denied on {}: ask as root, or have the daemon's configuration give you a role", path.display())]
+    Denied { path: PathBuf },
+    #[error("connect to {}", path.display())]
+    Connect { path: PathBuf, source: std::io::Error },
+    #[error("the daemon went away before it answered {method}")]
+    Lost { method: &'static str },
+    #[error("call {method}")]
+    Call { method: &'static str, source: std::io::Error },
+    #[error("the daemon's answer to {method} is not understood: {reason}; `halsup daemon status` shows its version")]
+    Answer { method: &'static str, reason: String },
+    #[error("{}", refusal(.0))]
+    Refused(CallFailure),
+    #[error("{}", incomplete(what, *achieved, *wanted, failures))]
+    Incomplete { what: String, achieved: u32, wanted: u32, failures: Vec<Failure> },
+    #[error("{reason}")]
+    Usage { reason: String },
+    #[error("{} does not exist", path.display())]
+    FileMissing { path: PathBuf },
+    #[error("read {}", path.display())]
+    ReadFile { path: PathBuf, source: std::io::Error },
+    #[error("write {}", path.display())]
+    WriteFile { path: PathBuf, source: std::io::Error },
+    /// One line for each thing that is wrong.
+    #[error("{}", located(path, lines))]
+    Config { path: Option<PathBuf>, lines: Vec<String> },
+    #[error(transparent)]
+    Daemon(#[from] crate::daemon::Error),
+    #[error("start the daemon: {operation}")]
+    Spawn { operation: &'static str, source: std::io::Error },
+    /// The daemon's own sentence, or the best that is known instead.
+    #[error("{sentence}")]
+    NotStarted { sentence: String, code: ExitCode },
+    #[error("the daemon (pid {pid}) has not ended {seconds} s after its last answer")]
+    StillRuns { pid: u32, seconds: i64 },
+    #[error("wait for the daemon")]
+    Wait { source: std::io::Error },
+    #[error("{count} checks are not ok")]
+    Unwell { count: usize },
+    #[error("write the answer")]
+    Output { source: std::io::Error },
+    /// Who read our output has gone: no error of ours.
+    #[error("nobody reads the output")]
+    OutputClosed,
+}
+
+impl Error {
+    /// Writing to stdout failed.
+    pub(super) fn output(source: std::io::Error) -> Self {
+        if source.kind() == std::io::ErrorKind::BrokenPipe { Self::OutputClosed } else { Self::Output { source } }
+    }
+
+    /// The exit status for it, as DESIGN 7 and the README list them.
+    pub(super) const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::OutputClosed => ExitCode::Done,
+            Self::Unreachable { .. } | Self::Lost { .. } => ExitCode::Unreachable,
+            Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
+            Self::FileMissing { .. } => ExitCode::NotFound,
+            Self::NotStarted { code, .. } => *code,
+            Self::Refused(failure) => match failure {
+                CallFailure::Control(error) => match error {
+                    ControlError::NotFound { .. } => ExitCode::NotFound,
+                    ControlError::Saturated {} => ExitCode::Saturated,
+                    ControlError::Refused { .. } | ControlError::ShuttingDown {} | ControlError::Failed { .. } => {
+                        ExitCode::Failed
+                    }
+                },
+                CallFailure::Service(_) | CallFailure::Unknown { .. } => ExitCode::Failed,
+            },
+            Self::Denied { .. }
+            | Self::Connect { .. }
+            | Self::Call { .. }
+            | Self::Answer { .. }
+            | Self::Incomplete { .. }
+            | Self::ReadFile { .. }
+            | Self::WriteFile { .. }
+            | Self::Daemon(_)
+            | Self::Spawn { .. }
+            | Self::StillRuns { .. }
+            | Self::Wait { .. }
+            | Self::Unwell { .. }
+            | Self::Output { .. } => ExitCode::Failed,
+        }
+    }
+
+    /// The error with all its causes, as it is printed: `set memory.max of web.3: Invalid argument`.
+    pub(super) fn sentence(&self) -> String {
+        let mut sentence = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            sentence.push_str(": ");
+            sentence.push_str(&error.to_string());
+            cause = error.source();
+        }
+        sentence
+    }
+}
+
+fn refusal(failure: &CallFailure) -> String {
+    match failure {
+        CallFailure::Service(ServiceError::PermissionDenied {}) => {
+            "permission denied: ask as root, or have the daemon's configuration give you a role".into()
+        }
+        CallFailure::Service(ServiceError::MethodNotFound { method }) => {
+            format!("the daemon does not know {method}: it is of another version than this program")
+        }
+        CallFailure::Service(
+            ServiceError::InterfaceNotFound { .. }
+            | ServiceError::MethodNotImplemented { .. }
+            | ServiceError::InvalidParameter { .. }
+            | ServiceError::ExpectedMore {},
+        )
+        | CallFailure::Control(_)
+        | CallFailure::Unknown { .. } => failure.to_string(),
+    }
+}
+
+fn incomplete(what: &str, achieved: u32, wanted: u32, failures: &[Failure]) -> String {
+    let mut sentence = format!("{what}: {achieved} of {wanted} done");
+    for failure in failures.iter().take(FAILURES_SHOWN_MAX) {
+        sentence.push_str(&format!("; {}: {}", failure.worker, failure.reason));
+    }
+    if failures.len() > FAILURES_SHOWN_MAX {
+        sentence.push_str(&format!("; and {} more", failures.len() - FAILURES_SHOWN_MAX));
+    }
+    sentence
+}
+
+fn located(path: &Option<PathBuf>, lines: &[String]) -> String {
+    let located: Vec<_> = lines
+        .iter()
+        .map(|line| path.as_ref().map_or_else(|| line.clone(), |path| format!("{}: {line}", path.display())))
+        .collect();
+    located.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_sentence_with_its_causes_and_its_code() {
+        let denied = std::io::Error::from_raw_os_error(13);
+        let not_found = ControlError::NotFound { what: "worker web.9".into() };
+        let failure = |worker: &str| Failure { worker: worker.into(), reason: "exec: not found".into() };
+        for (error, sentence, code) in [
+            (
+                Error::Unreachable { path: "/run/halsup/control.sock".into() },
+                "no halsup daemon answers on /run/halsup/control.sock: start one with `halsup daemon start`",
+                ExitCode::Unreachable,
+            ),
+            (
+                Error::ReadFile { path: "/x".into(), source: denied },
+                "read /x: Permission denied (os error 13)",
+                ExitCode::Failed,
+            ),
+            (Error::Refused(CallFailure::Control(not_found)), "worker web.9 does not exist", ExitCode::NotFound),
+            (
+                Error::Refused(CallFailure::Control(ControlError::Saturated {})),
+                "saturated: the queue is full or the deadline passed",
+                ExitCode::Saturated,
+            ),
+            (
+                Error::Incomplete {
+                    what: "scale web".into(),
+                    achieved: 0,
+                    wanted: 7,
+                    failures: ["web.0", "web.1", "web.2", "web.3", "web.4", "web.5", "web.6"].map(failure).into(),
+                },
+                "scale web: 0 of 7 done; web.0: exec: not found; web.1: exec: not found; web.2: exec: not found; \
+                 web.3: exec: not found; web.4: exec: not found; and 2 more",
+                ExitCode::Failed,
+            ),
+            (
+                Error::Config { path: Some("a.toml".into()), lines: vec!["line 1: x".into(), "line 2: y".into()] },
+                "a.toml: line 1: x\na.toml: line 2: y",
+                ExitCode::Usage,
+            ),
+            (Error::FileMissing { path: "/x".into() }, "/x does not exist", ExitCode::NotFound),
+        ] {
+            assert_eq!(error.sentence(), sentence);
+            assert_eq!(error.exit_code(), code, "{sentence}");
+        }
+        let closed = Error::output(std::io::ErrorKind::BrokenPipe.into());
+        assert_eq!(closed.exit_code(), ExitCode::Done);
+    }
+}

@@ -1,0 +1,48 @@
+//! The service manager's side of sd_notify(3), for a daemon that ends before it is ready: tells why.
+//!
+//! The daemon says by itself when it is ready; here is only what it can no longer say.
+
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use super::error::Error;
+use crate::protocol::escape;
+
+/// The variable that names the manager's socket.
+pub(super) const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// Tells the manager, if there is one, why the daemon ends. Best effort: the log has it too.
+pub(super) fn tell_failure(socket: Option<&str>, error: &Error) {
+    if let Some(socket) = socket.filter(|socket| !socket.is_empty()) {
+        let message = format!("STATUS={}\n", escape::text(&error.sentence()));
+        send(socket, message.as_bytes()).unwrap_or_default();
+    }
+}
+
+fn send(socket: &str, message: &[u8]) -> std::io::Result<()> {
+    let address = match socket.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(message, &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::protocol::notify;
+    use super::*;
+
+    #[test]
+    fn the_manager_hears_the_sentence() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let error = Error::Usage { reason: "no\u{1b}".into() };
+        tell_failure(path.to_str(), &error);
+        let mut buffer = [0; 256];
+        let length = manager.recv(&mut buffer).unwrap();
+        assert_eq!(notify::parse(&buffer[..length]).status.as_deref(), Some("no\\x1b"));
+        tell_failure(Some("/nowhere/at/all"), &error);
+        tell_failure(None, &error);
+    }
+}

@@ -1,0 +1,22 @@
+//! `halsup stop`: ends workers, and waits until nothing of them is left.
+
+use clap::Args;
+
+use super::context::Context;
+use super::error::Error;
+use super::order;
+use crate::protocol::control::{Request, Target, TargetRequest};
+
+/// Stop workers; waits until nothing of them is left.
+#[derive(Debug, Args)]
+pub(super) struct Stop {
+    /// all, a pool such as web, or a worker such as web.3.
+    #[arg(required = true, value_name = "TARGET", value_parser = super::target)]
+    pub(super) targets: Vec<Target>,
+}
+
+impl Stop {
+    pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        order::give(context, "stop", "stopped", &self.targets, |target| Request::Stop(TargetRequest { target }))
+    }
+}

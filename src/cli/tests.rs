@@ -1,0 +1,222 @@
+//! Tests of the command line: every verb and option is understood, everything else is refused; tables byte for byte.
+
+use clap::CommandFactory as _;
+
+use super::*;
+use crate::protocol::control::{
+    Cause, Controllers, DaemonState, PoolInfo, StateCounts, StatusReply, Target, WorkerInfo, WorkerState, WorkerStats,
+};
+
+fn parse(line: &str) -> Result<Arguments, clap::Error> {
+    Arguments::try_parse_from(std::iter::once("halsup").chain(line.split_whitespace()))
+}
+
+#[test]
+fn the_arguments_hold_together() {
+    Arguments::command().debug_assert();
+}
+
+#[test]
+fn every_verb_is_understood() {
+    for line in [
+        "daemon run",
+        "daemon run -c /x",
+        "daemon run --background",
+        "daemon start --timeout 5s",
+        "daemon stop --timeout 500ms",
+        "daemon status --json",
+        "daemon restart --timeout 1m",
+        "daemon reload",
+        "up",
+        "up /etc/x.toml",
+        "up -- python3 -m http.server {port}",
+        "up --size 3 --name web --port 8000 -- python3 -m http.server --bind x",
+        "up --base-port 8000 --memory 64M --cpus 0.5 --pids 9 --ready tcp -e A=B -e C=D -l /x/* -- true",
+        "ps",
+        "ps web",
+        "--json ps",
+        "ps --json --socket /x --instance blue",
+        "status",
+        "inspect web.3",
+        "start all",
+        "stop web web.3",
+        "restart web",
+        "kill web.3",
+        "kill -s HUP web",
+        "kill --signal 9 web.3",
+        "scale web 5",
+        "scale web 0",
+        "reset all",
+        "logs web.3",
+        "logs -f -n 100 chroma",
+        "events -f",
+        "events -n 5",
+        "stats",
+        "stats web",
+        "check",
+        "check /x",
+        "doctor",
+        "log info,heartbeat=debug",
+        "completions bash",
+        "man",
+        "man /tmp/x",
+    ] {
+        assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+    }
+}
+
+#[test]
+fn what_is_not_right_is_refused_by_name() {
+    for (line, expected) in [
+        ("", "Usage"),
+        ("nope", "unrecognized subcommand 'nope'"),
+        ("stop", "required arguments"),
+        ("stop ../etc", "target \"../etc\" is not valid"),
+        ("stop web.03", "is not valid"),
+        ("scale web", "required arguments"),
+        ("scale web.3 1", "is not valid"),
+        ("scale web -1", "unexpected argument '-1'"),
+        ("scale web 10001", "not in 0..=10000"),
+        ("kill -s NOPE web", "expected the name of a signal"),
+        ("logs web -n 10001", "not in 0..=10000"),
+        ("events -n 1001", "not in 0..=1000"),
+        ("ps --instance Blue", "is not valid"),
+        ("up x.toml -- true", "cannot be used with"),
+        ("up --size 3", "required arguments"),
+        ("up --size 0 -- true", "not in 1..=10000"),
+        ("up --memory 5g", "required arguments"),
+        ("daemon", "Usage"),
+        ("daemon stop --timeout 5", "time unit needed"),
+        ("daemon stop --timeout 2d", "at most 1d"),
+        ("completions cobol", "invalid value"),
+    ] {
+        let error = parse(line).unwrap_err().to_string();
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
+fn values_arrive_where_they_belong() {
+    let Verb::Kill(kill) = parse("kill -s term web.3 all").unwrap().verb else { panic!() };
+    assert_eq!(kill.signal, Some(15));
+    assert_eq!(kill.targets, ["web.3".parse::<Target>().unwrap(), Target::All]);
+    let Verb::Up(up) = parse("up --size 3 --port 80 -- prog --size 9 -- x").unwrap().verb else { panic!() };
+    assert_eq!((up.size, up.command), (3, ["prog", "--size", "9", "--", "x"].map(String::from).to_vec()));
+    let overrides = config::PoolOverrides::from(up.options);
+    assert_eq!(overrides.base_port.as_deref(), Some("80"));
+    let Verb::Logs(logs) = parse("logs web").unwrap().verb else { panic!() };
+    assert_eq!((logs.lines, logs.follow), (10, false));
+}
+
+fn worker(name: &str, state: WorkerState) -> WorkerInfo {
+    WorkerInfo {
+        name: name.into(),
+        pool: "web".into(),
+        slot: 0,
+        state,
+        occupancy: None,
+        generation: Some(1),
+        pid: None,
+        init_pid: None,
+        uid: None,
+        since: "2026-01-01T00:00:00Z".into(),
+        age_seconds: 192,
+        restarts: 0,
+        missed_heartbeats: 0,
+        restart_in_ms: None,
+        port: None,
+        cgroup: None,
+        work_dir: None,
+        status_text: None,
+        last_exit: None,
+        limits_enforced: true,
+        limits_reason: None,
+    }
+}
+
+#[test]
+fn workers_are_a_table() {
+    let ready = WorkerInfo {
+        pid: Some(4711),
+        uid: Some(1_879_048_192),
+        port: Some(8000),
+        status_text: Some("fine\u{1b}[2J".into()),
+        ..worker("web.0", WorkerState::Healthy)
+    };
+    let waiting = WorkerInfo {
+        restarts: 3,
+        restart_in_ms: Some(800),
+        last_exit: Some(Cause::Exited(1)),
+        ..worker("web.1", WorkerState::Restarting)
+    };
+    let late = WorkerInfo { missed_heartbeats: 2, ..worker("chroma", WorkerState::Unhealthy) };
+    let expected = "\
+NAME    STATE                  PID   UID         PORT  AGE    RESTARTS  LAST EXIT  STATUS
+web.0   healthy                4711  1879048192  8000  3m12s  0         -          fine\\x1b[2J
+web.1   restarting (in 800ms)  -     -           -     3m12s  3         exited 1
+chroma  unhealthy (2 missed)   -     -           -     3m12s  0         -
+";
+    assert_eq!(ps::render(&[ready, waiting, late]), expected);
+    assert_eq!(ps::render(&[]).lines().count(), 1);
+}
+
+#[test]
+fn status_says_what_is_not_enforced() {
+    let counts = StateCounts { healthy: 2, crashed: 1, ..StateCounts::default() };
+    let pool = PoolInfo { name: "web".into(), service: false, min: 3, max: 3, wanted: 3, counts };
+    let status = StatusReply {
+        version: "0.1.0".into(),
+        protocol: 1,
+        pid: 9,
+        instance: "default".into(),
+        state: DaemonState::Running,
+        started: "2026-01-01T00:00:00Z".into(),
+        uptime_seconds: 60,
+        config_path: None,
+        runtime_dir: "/run/halsup".into(),
+        state_dir: "/var/lib/halsup".into(),
+        cgroup: None,
+        controllers: Controllers { available: vec!["pids".into()], missing: vec!["memory".into()] },
+        limits_enforced: false,
+        limits_reason: Some("controller memory is missing".into()),
+        log_filter: "info".into(),
+        counts,
+        pools: vec![pool],
+    };
+    let expected = "\
+halsup 0.1.0 (default), running for 1m, pid 9
+limits are not enforced: controller memory is missing
+POOL  WANTED  HEALTHY  OTHERS
+web   3       2        1 crashed
+";
+    assert_eq!(status::render(&status), expected);
+    let daemon = status::render_daemon(&status);
+    assert!(daemon.contains("missing:      memory\n") && daemon.contains("workers:      2 healthy, 1 crashed\n"));
+    let other = StatusReply { protocol: 2, limits_enforced: true, ..status };
+    assert!(status::render(&other).contains("its protocol is 2, that of this program 1\n"));
+}
+
+#[test]
+fn stats_show_what_is_unknown_as_such() {
+    let stats = WorkerStats {
+        name: "web.0".into(),
+        state: WorkerState::Healthy,
+        memory_current_bytes: Some(64 << 20),
+        memory_peak_bytes: None,
+        memory_max_bytes: None,
+        cpu_usec: Some(1_500_000),
+        cpu_user_usec: None,
+        cpu_system_usec: None,
+        throttled_usec: None,
+        throttled_periods: None,
+        pids: Some(3),
+        pids_max: Some(100),
+        oom_kills: Some(0),
+        pids_limit_hits: None,
+    };
+    let expected = "\
+NAME   STATE    MEMORY  PEAK  LIMIT  CPU    THROTTLED  PIDS   OOM  PIDS HITS
+web.0  healthy  64M     -     -      1.50s  -          3/100  0    -
+";
+    assert_eq!(stats::render(&[stats]), expected);
+}

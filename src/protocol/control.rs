@@ -1,0 +1,68 @@
+//! The interface `io.halsup.Control`: what one can ask of a daemon and what it answers.
+//!
+//! [`DESCRIPTION`] is the contract as every client reads it; the types here are the same contract as the daemon and the
+//! command line use it. A test holds one against the other, field by field. The daemon calls [`Request::decode`] with a
+//! [`super::varlink::Call`], then answers with the reply type of that request; the command line goes the other way.
+
+mod certificate;
+mod error;
+mod reply;
+mod request;
+mod target;
+mod worker;
+
+#[cfg(test)]
+mod interface_tests;
+
+pub use certificate::{Cause, DeathCertificate, LAST_OUTPUT_BYTES_MAX, StartFailure};
+pub use error::{Error, Failure as CallFailure};
+pub use reply::{
+    CertificatesReply, ChangeReply, Check, ConfigReply, DoctorReply, Empty, Event, EventKind, EventsReply, Failure,
+    InspectReply, ListReply, LogEntry, LogsReply, ReloadReply, SetLogReply, ShutdownReply, StatsReply, Stream,
+    WorkerStats,
+};
+pub use request::{
+    CertificatesRequest, EventsRequest, InterfaceRequest, KillRequest, ListRequest, LogsRequest, NoParameters, Request,
+    ScaleRequest, Scope, SetLogRequest, ShutdownRequest, StatsRequest, TargetRequest,
+};
+pub use target::{Target, TargetError};
+pub use worker::{
+    Controllers, DaemonState, Inspection, LimitInfo, Occupancy, PoolInfo, StateCounts, StatusReply, WorkerInfo,
+    WorkerState,
+};
+
+/// The interface's name.
+pub const INTERFACE: &str = "io.halsup.Control";
+
+/// The interface's description, as `org.varlink.service.GetInterfaceDescription` gives it.
+pub const DESCRIPTION: &str = include_str!("io.halsup.Control.varlink");
+
+/// The number that a client and a daemon must share; it changes when old clients would misunderstand.
+pub const PROTOCOL: u32 = 1;
+
+/// With `more`, one reply of `List` or `Stats` carries at most this many workers, so that it stays near 100 KiB.
+pub const PIECE_WORKERS_MAX: usize = 128;
+
+/// With `more`, one reply of `Inspect` or `Certificates` carries at most this many entries.
+pub const PIECE_CERTIFICATES_MAX: usize = 32;
+
+/// `Logs.lines` where the caller does not say.
+pub const LOG_LINES_DEFAULT: u32 = 10;
+
+/// The most that `Logs.lines` may ask for.
+pub const LOG_LINES_MAX: u32 = 10_000;
+
+/// `Events.last` and `Certificates.last` where the caller does not say.
+pub const LAST_DEFAULT: u32 = 10;
+
+/// The most that `Events.last` and `Certificates.last` may ask for.
+pub const LAST_MAX: u32 = 1_000;
+
+/// The most workers that `Scale.count` may ask for; the pool's own maximum may be lower.
+pub const SCALE_COUNT_MAX: u32 = 10_000;
+
+/// The longest `Shutdown.timeout_ms`: one day.
+pub const SHUTDOWN_TIMEOUT_MS_MAX: u64 = 86_400_000;
+
+/// The longest `SetLog.filter`, in bytes.
+pub const LOG_FILTER_BYTES_MAX: usize = 1_024;

@@ -1,0 +1,435 @@
+//! Everything that can be asked, as one closed enum, decoded from a call.
+//!
+//! The daemon decides by [`Request::role`] and [`Request::scope`] whether the caller may ask it: on the decoded request,
+//! never on its text.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::super::service::{self, ServiceError};
+use super::super::varlink::Call;
+use super::{
+    INTERFACE, LAST_DEFAULT, LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, SCALE_COUNT_MAX,
+    SHUTDOWN_TIMEOUT_MS_MAX, Target,
+};
+use crate::spec::{PoolName, Role};
+
+mod parameters;
+
+/// No parameters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoParameters {}
+
+/// Parameters of `org.varlink.service.GetInterfaceDescription`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterfaceRequest {
+    /// Which.
+    pub interface: String,
+}
+
+/// Parameters of `List`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListRequest {
+    /// Only this pool.
+    #[serde(with = "pool_name_option", default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+}
+
+/// Parameters of `Inspect`, `Start`, `Stop`, `Restart` and `Reset`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetRequest {
+    /// What it is about.
+    pub target: Target,
+}
+
+/// Parameters of `Kill`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KillRequest {
+    /// What it is about.
+    pub target: Target,
+    /// Signal for the main processes, 1..=64; `None` kills every process of the workers at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+}
+
+/// Parameters of `Scale`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleRequest {
+    /// Which pool.
+    #[serde(with = "pool_name")]
+    pub pool: PoolName,
+    /// How many workers, 0..=[`SCALE_COUNT_MAX`].
+    pub count: u32,
+}
+
+/// Parameters of `Logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsRequest {
+    /// One worker, or a service; a pool of more than one worker gives the lines of all.
+    pub worker: Target,
+    /// The last so many lines, 0..=[`LOG_LINES_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<u32>,
+    /// Whether further lines are wanted as they are written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<bool>,
+}
+
+impl LogsRequest {
+    /// `lines`, or what it is where the caller does not say.
+    #[must_use]
+    pub fn lines(&self) -> u32 {
+        self.lines.unwrap_or(LOG_LINES_DEFAULT)
+    }
+}
+
+/// Parameters of `Events`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsRequest {
+    /// The last so many, 0..=[`LAST_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<u32>,
+    /// Whether further events are wanted as they happen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<bool>,
+}
+
+impl EventsRequest {
+    /// `last`, or what it is where the caller does not say.
+    #[must_use]
+    pub fn last(&self) -> u32 {
+        self.last.unwrap_or(LAST_DEFAULT)
+    }
+}
+
+/// Parameters of `Stats`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatsRequest {
+    /// Only this; `None` is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+}
+
+/// Parameters of `Certificates`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificatesRequest {
+    /// Only this; `None` is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// The last so many, 0..=[`LAST_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<u32>,
+}
+
+impl CertificatesRequest {
+    /// `last`, or what it is where the caller does not say.
+    #[must_use]
+    pub fn last(&self) -> u32 {
+        self.last.unwrap_or(LAST_DEFAULT)
+    }
+}
+
+/// Parameters of `Shutdown`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownRequest {
+    /// After this long everything is killed, in milliseconds, 0..=[`SHUTDOWN_TIMEOUT_MS_MAX`]; `None` is as configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Parameters of `SetLog`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetLogRequest {
+    /// Such as `info,heartbeat=debug`; at most [`LOG_FILTER_BYTES_MAX`].
+    pub filter: String,
+}
+
+/// What a request touches, for the decision whether its caller may ask it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// The daemon itself, or nothing.
+    Daemon,
+    /// Every pool.
+    EveryPool,
+    /// One pool, or a worker of it.
+    Pool(&'a PoolName),
+}
+
+macro_rules! requests {
+    ($($(#[$doc:meta])* $variant:ident($parameters:ty) = $interface:ident $role:ident,)+) => {
+        /// Everything that can be asked of a daemon.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Request {
+            $($(#[$doc])* $variant($parameters),)+
+        }
+
+        impl Request {
+            /// Interface and name of every method.
+            pub const METHODS: &'static [(&'static str, &'static str)] = &[$(($interface, stringify!($variant)),)+];
+
+            /// Interface and name of this method.
+            #[must_use]
+            pub const fn method(&self) -> (&'static str, &'static str) {
+                match self {
+                    $(Self::$variant(_) => ($interface, stringify!($variant)),)+
+                }
+            }
+
+            /// What the caller must at least be.
+            #[must_use]
+            pub const fn role(&self) -> Role {
+                match self {
+                    $(Self::$variant(_) => Role::$role,)+
+                }
+            }
+
+            fn decode_method(interface: &str, name: &str, fields: Map<String, Value>) -> Result<Self, ServiceError> {
+                $(if interface == $interface && name == stringify!($variant) {
+                    return parameters::decode(fields).map(Self::$variant);
+                })+
+                Err(ServiceError::MethodNotFound { method: shown(&format!("{interface}.{name}")) })
+            }
+
+            fn parameters(&self) -> Map<String, Value> {
+                match self {
+                    $(Self::$variant(parameters) => parameters::encode(parameters),)+
+                }
+            }
+        }
+    };
+}
+
+const SERVICE: &str = service::INTERFACE;
+
+requests! {
+    /// Who answers here.
+    GetInfo(NoParameters) = SERVICE Observe,
+    /// The text of an interface.
+    GetInterfaceDescription(InterfaceRequest) = SERVICE Observe,
+    /// Answer at once.
+    Ping(NoParameters) = INTERFACE Observe,
+    /// The daemon itself.
+    Status(NoParameters) = INTERFACE Observe,
+    /// The workers.
+    List(ListRequest) = INTERFACE Observe,
+    /// All about some workers.
+    Inspect(TargetRequest) = INTERFACE Observe,
+    /// Start what is down.
+    Start(TargetRequest) = INTERFACE Operate,
+    /// Stop.
+    Stop(TargetRequest) = INTERFACE Operate,
+    /// Stop, then start.
+    Restart(TargetRequest) = INTERFACE Operate,
+    /// Signal or kill.
+    Kill(KillRequest) = INTERFACE Operate,
+    /// Lift crash barriers.
+    Reset(TargetRequest) = INTERFACE Operate,
+    /// Set the size of a pool.
+    Scale(ScaleRequest) = INTERFACE Operate,
+    /// What workers wrote.
+    Logs(LogsRequest) = INTERFACE Observe,
+    /// What happened.
+    Events(EventsRequest) = INTERFACE Observe,
+    /// What workers use.
+    Stats(StatsRequest) = INTERFACE Observe,
+    /// How workers ended.
+    Certificates(CertificatesRequest) = INTERFACE Observe,
+    /// Read the configuration again.
+    Reload(NoParameters) = INTERFACE Admin,
+    /// End everything.
+    Shutdown(ShutdownRequest) = INTERFACE Admin,
+    /// Change the daemon's log.
+    SetLog(SetLogRequest) = INTERFACE Admin,
+    /// What the host has.
+    Doctor(NoParameters) = INTERFACE Observe,
+    /// The configuration in force, which may hold secrets of pools.
+    GetConfig(NoParameters) = INTERFACE Admin,
+}
+
+impl Request {
+    /// Decodes and checks a call: known method, exactly its parameters, each in its range, `more` where it is needed.
+    ///
+    /// # Errors
+    /// The [`ServiceError`] to answer with.
+    pub fn decode(call: Call) -> Result<Self, ServiceError> {
+        let Some((interface, name)) = call.method.rsplit_once('.') else {
+            return Err(ServiceError::MethodNotFound { method: shown(&call.method) });
+        };
+        if interface != INTERFACE && interface != SERVICE {
+            return Err(ServiceError::InterfaceNotFound { interface: shown(interface) });
+        }
+        if call.upgrade {
+            return Err(ServiceError::MethodNotImplemented { method: shown(&call.method) });
+        }
+        let request = Self::decode_method(interface, name, call.parameters)?;
+        request.check_ranges()?;
+        if request.follows() && !call.more {
+            return Err(ServiceError::ExpectedMore {});
+        }
+        Ok(request)
+    }
+
+    /// The call that asks it. `more` is the caller's to set.
+    #[must_use]
+    pub fn to_call(&self) -> Call {
+        let (interface, name) = self.method();
+        Call {
+            method: format!("{interface}.{name}"),
+            parameters: self.parameters(),
+            oneway: false,
+            more: false,
+            upgrade: false,
+        }
+    }
+
+    /// Whether its answers go on until the caller leaves.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        match self {
+            Self::Logs(LogsRequest { follow, .. }) | Self::Events(EventsRequest { follow, .. }) => {
+                follow == &Some(true)
+            }
+            Self::GetInfo(_)
+            | Self::GetInterfaceDescription(_)
+            | Self::Ping(_)
+            | Self::Status(_)
+            | Self::List(_)
+            | Self::Inspect(_)
+            | Self::Start(_)
+            | Self::Stop(_)
+            | Self::Restart(_)
+            | Self::Kill(_)
+            | Self::Reset(_)
+            | Self::Scale(_)
+            | Self::Stats(_)
+            | Self::Certificates(_)
+            | Self::Reload(_)
+            | Self::Shutdown(_)
+            | Self::SetLog(_)
+            | Self::Doctor(_)
+            | Self::GetConfig(_) => false,
+        }
+    }
+
+    /// What it touches.
+    #[must_use]
+    pub fn scope(&self) -> Scope<'_> {
+        match self {
+            Self::Inspect(request)
+            | Self::Start(request)
+            | Self::Stop(request)
+            | Self::Restart(request)
+            | Self::Reset(request) => Scope::of(Some(&request.target)),
+            Self::Kill(request) => Scope::of(Some(&request.target)),
+            Self::Logs(request) => Scope::of(Some(&request.worker)),
+            Self::Stats(request) => Scope::of(request.target.as_ref()),
+            Self::Certificates(request) => Scope::of(request.target.as_ref()),
+            Self::Scale(request) => Scope::Pool(&request.pool),
+            Self::List(request) => request.pool.as_ref().map_or(Scope::EveryPool, Scope::Pool),
+            Self::Events(_) => Scope::EveryPool,
+            Self::GetInfo(_)
+            | Self::GetInterfaceDescription(_)
+            | Self::Ping(_)
+            | Self::Status(_)
+            | Self::Reload(_)
+            | Self::Shutdown(_)
+            | Self::SetLog(_)
+            | Self::Doctor(_)
+            | Self::GetConfig(_) => Scope::Daemon,
+        }
+    }
+
+    fn check_ranges(&self) -> Result<(), ServiceError> {
+        let (parameter, ok) = match self {
+            Self::Kill(request) => ("signal", request.signal.is_none_or(|signal| (1..=64).contains(&signal))),
+            Self::Scale(request) => ("count", request.count <= SCALE_COUNT_MAX),
+            Self::Logs(request) => ("lines", request.lines() <= LOG_LINES_MAX),
+            Self::Events(request) => ("last", request.last() <= LAST_MAX),
+            Self::Certificates(request) => ("last", request.last() <= LAST_MAX),
+            Self::Shutdown(request) => {
+                ("timeout_ms", request.timeout_ms.is_none_or(|timeout| timeout <= SHUTDOWN_TIMEOUT_MS_MAX))
+            }
+            Self::SetLog(request) => {
+                let printable = request.filter.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+                ("filter", printable && request.filter.len() <= LOG_FILTER_BYTES_MAX)
+            }
+            Self::GetInfo(_)
+            | Self::GetInterfaceDescription(_)
+            | Self::Ping(_)
+            | Self::Status(_)
+            | Self::List(_)
+            | Self::Inspect(_)
+            | Self::Start(_)
+            | Self::Stop(_)
+            | Self::Restart(_)
+            | Self::Reset(_)
+            | Self::Stats(_)
+            | Self::Reload(_)
+            | Self::Doctor(_)
+            | Self::GetConfig(_) => return Ok(()),
+        };
+        if ok { Ok(()) } else { Err(ServiceError::InvalidParameter { parameter: parameter.into() }) }
+    }
+}
+
+impl<'a> Scope<'a> {
+    fn of(target: Option<&'a Target>) -> Self {
+        target.and_then(Target::pool).map_or(Self::EveryPool, Self::Pool)
+    }
+}
+
+/// A caller's own text inside an error to it, cut.
+fn shown(text: &str) -> String {
+    text.chars().take(120).collect()
+}
+
+mod pool_name {
+    //! A pool's name as JSON: the grammar of `spec`, nothing else.
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::spec::PoolName;
+
+    pub(super) fn serialize<S: Serializer>(name: &PoolName, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(name.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PoolName, D::Error> {
+        PoolName::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+mod pool_name_option {
+    //! The same, where it may be missing.
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::spec::PoolName;
+    pub(super) fn serialize<S: Serializer>(name: &Option<PoolName>, serializer: S) -> Result<S::Ok, S::Error> {
+        match name {
+            Some(name) => serializer.serialize_some(name.as_str()),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PoolName>, D::Error> {
+        Option::<String>::deserialize(deserializer)?
+            .map(|name| PoolName::parse(&name).map_err(serde::de::Error::custom))
+            .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! Tests of the requests: every method there and back, every wrong parameter by its name, roles and scopes.
+
+use serde_json::json;
+
+use super::super::super::seeded::Seeded;
+use super::*;
+
+fn call(method: &str, parameters: Value) -> Call {
+    let Value::Object(parameters) = parameters else { panic!("object") };
+    Call { method: method.into(), parameters, oneway: false, more: false, upgrade: false }
+}
+
+fn one_of_each() -> Vec<Request> {
+    let web = PoolName::parse("web").unwrap();
+    let target = TargetRequest { target: Target::Worker(web.clone(), 3) };
+    vec![
+        Request::GetInfo(NoParameters {}),
+        Request::GetInterfaceDescription(InterfaceRequest { interface: "a.b".into() }),
+        Request::Ping(NoParameters {}),
+        Request::Status(NoParameters {}),
+        Request::List(ListRequest { pool: Some(web.clone()) }),
+        Request::Inspect(target.clone()),
+        Request::Start(target.clone()),
+        Request::Stop(target.clone()),
+        Request::Restart(TargetRequest { target: Target::All }),
+        Request::Kill(KillRequest { target: Target::All, signal: Some(15) }),
+        Request::Reset(target),
+        Request::Scale(ScaleRequest { pool: web.clone(), count: 5 }),
+        Request::Logs(LogsRequest { worker: Target::Pool(web), lines: Some(100), follow: Some(false) }),
+        Request::Events(EventsRequest { last: Some(5), follow: None }),
+        Request::Stats(StatsRequest { target: Some(Target::All) }),
+        Request::Certificates(CertificatesRequest { target: Some(Target::All), last: Some(1) }),
+        Request::Reload(NoParameters {}),
+        Request::Shutdown(ShutdownRequest { timeout_ms: Some(10) }),
+        Request::SetLog(SetLogRequest { filter: "info,heartbeat=debug".into() }),
+        Request::Doctor(NoParameters {}),
+        Request::GetConfig(NoParameters {}),
+    ]
+}
+
+#[test]
+fn every_request_survives_the_way_there_and_back() {
+    let requests = one_of_each();
+    let methods: Vec<_> = requests.iter().map(Request::method).collect();
+    assert_eq!(methods, Request::METHODS, "one of each, in order");
+    for request in requests {
+        let frame = request.to_call().encode();
+        let call = Call::decode(&frame[..frame.len() - 1]).unwrap();
+        assert_eq!(Request::decode(call).unwrap(), request);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let invalid = |parameter: &str| ServiceError::InvalidParameter { parameter: parameter.into() };
+    for (method, parameters, expected) in [
+        ("io.halsup.Control.Stop", json!({}), invalid("target")),
+        ("io.halsup.Control.Stop", json!({"target": 3}), invalid("target")),
+        ("io.halsup.Control.Stop", json!({"target": null}), invalid("target")),
+        ("io.halsup.Control.Stop", json!({"target": "../etc"}), invalid("target")),
+        ("io.halsup.Control.Stop", json!({"target": "web\n"}), invalid("target")),
+        ("io.halsup.Control.Stop", json!({"target": "web", "force": true}), invalid("force")),
+        ("io.halsup.Control.Ping", json!({"x": 1}), invalid("x")),
+        ("io.halsup.Control.List", json!({"pool": "a/b"}), invalid("pool")),
+        ("io.halsup.Control.Kill", json!({"target": "all", "signal": 0}), invalid("signal")),
+        ("io.halsup.Control.Kill", json!({"target": "all", "signal": 65}), invalid("signal")),
+        ("io.halsup.Control.Kill", json!({"target": "all", "signal": "TERM"}), invalid("signal")),
+        ("io.halsup.Control.Scale", json!({"pool": "web"}), invalid("count")),
+        ("io.halsup.Control.Scale", json!({"pool": "web", "count": -1}), invalid("count")),
+        ("io.halsup.Control.Scale", json!({"pool": "web", "count": 2.5}), invalid("count")),
+        ("io.halsup.Control.Scale", json!({"pool": "web", "count": 10_001}), invalid("count")),
+        ("io.halsup.Control.Logs", json!({"worker": "web", "lines": 10_001}), invalid("lines")),
+        ("io.halsup.Control.Events", json!({"last": 1_001}), invalid("last")),
+        ("io.halsup.Control.Certificates", json!({"last": 1_001}), invalid("last")),
+        ("io.halsup.Control.Shutdown", json!({"timeout_ms": 86_400_001}), invalid("timeout_ms")),
+        ("io.halsup.Control.SetLog", json!({"filter": "x".repeat(1_025)}), invalid("filter")),
+        ("io.halsup.Control.SetLog", json!({"filter": "in\u{1b}fo"}), invalid("filter")),
+        ("io.halsup.Control.Logs", json!({"worker": "web", "follow": true}), ServiceError::ExpectedMore {}),
+        ("io.halsup.Control.Nope", json!({}), ServiceError::MethodNotFound { method: "io.halsup.Control.Nope".into() }),
+        ("io.halsup.Other.Ping", json!({}), ServiceError::InterfaceNotFound { interface: "io.halsup.Other".into() }),
+        ("Ping", json!({}), ServiceError::MethodNotFound { method: "Ping".into() }),
+    ] {
+        assert_eq!(Request::decode(call(method, parameters.clone())), Err(expected), "{method} {parameters}");
+    }
+    let mut upgrade = call("io.halsup.Control.Ping", json!({}));
+    upgrade.upgrade = true;
+    assert!(matches!(Request::decode(upgrade), Err(ServiceError::MethodNotImplemented { .. })));
+}
+
+#[test]
+fn null_and_absent_are_the_same_where_a_parameter_may_be_missing() {
+    for parameters in [json!({}), json!({"last": null, "follow": null})] {
+        let request = Request::decode(call("io.halsup.Control.Events", parameters)).unwrap();
+        assert_eq!(request, Request::Events(EventsRequest::default()));
+    }
+    let request = Request::decode(call("io.halsup.Control.List", json!({"pool": null}))).unwrap();
+    assert_eq!(request, Request::List(ListRequest::default()));
+}
+
+#[test]
+fn what_changes_something_needs_more_than_observe() {
+    for request in one_of_each() {
+        let (_, name) = request.method();
+        let changes = ["Start", "Stop", "Restart", "Kill", "Reset", "Scale"].contains(&name);
+        let admin = ["Reload", "Shutdown", "SetLog", "GetConfig"].contains(&name);
+        let expected = if admin {
+            Role::Admin
+        } else if changes {
+            Role::Operate
+        } else {
+            Role::Observe
+        };
+        assert_eq!(request.role(), expected, "{name}");
+        if changes {
+            assert_ne!(request.scope(), Scope::Daemon, "{name}");
+        }
+    }
+    let web = PoolName::parse("web").unwrap();
+    let one = Request::Stop(TargetRequest { target: Target::Worker(web.clone(), 1) });
+    assert_eq!(one.scope(), Scope::Pool(&web));
+    assert_eq!(Request::Stop(TargetRequest { target: Target::All }).scope(), Scope::EveryPool);
+}
+
+#[test]
+fn no_frame_makes_it_panic() {
+    for seed in 0..3_000 {
+        let mut seeded = Seeded::new(seed);
+        let requests = one_of_each();
+        let frame = requests[seeded.below(requests.len())].to_call().encode();
+        if let Ok(call) = Call::decode(&seeded.mutated(&frame[..frame.len() - 1])) {
+            drop(Request::decode(call));
+        }
+    }
+}
