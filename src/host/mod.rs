@@ -1,1 +1,10 @@
-//! Placeholder.
+//! Kernel objects made safe: each is created, asked and removed here, through descriptors instead of paths.
+//!
+//! Knows nothing of pools' states or policies and never decides what should happen; `daemon` calls in here to carry out
+//! what the engine decided.
+
+pub mod cgroup;
+pub mod mountinfo;
+
+#[cfg(test)]
+pub(crate) mod test_needs;
