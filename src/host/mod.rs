@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod mountinfo;
+pub mod workdir;
 
 #[cfg(test)]
 pub(crate) mod test_needs;

@@ -165,6 +165,6 @@ mod tests {
 
     #[test]
     fn the_live_table_has_a_root() {
-        assert!(read().unwrap().iter().any(|mount| mount.mount_point == "/"));
+        assert!(read().unwrap().iter().any(|mount| mount.mount_point.as_os_str() == "/"));
     }
 }
