@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod mountinfo;
+pub mod seccomp;
 pub mod workdir;
 
 #[cfg(test)]
