@@ -7,5 +7,5 @@ pub mod mount;
 pub mod pid1;
 pub mod process;
 pub mod raw;
-pub mod socket;
 pub mod spawn;
+pub mod syscall_names;
