@@ -17,13 +17,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
+use crate::leftovers;
 use crate::needs::cgroup_mount;
 
 /// How long a daemon may take to say `READY=1` and how long to end. Generous: the guests are emulated.
-const LIFE_DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const LIFE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a test waits for an event.
 pub(crate) const EVENT_DEADLINE: Duration = Duration::from_secs(60);
 /// A state is looked at again at the latest after this, should its event have come before the subscription.
@@ -59,14 +61,22 @@ fn program() -> OsString {
     std::env::var_os("HALSUP_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_halsup").into())
 }
 
+/// `halsup`, with none of the caller's environment but what every program needs.
+fn command() -> Command {
+    let mut command = Command::new(program());
+    let kept = ["PATH", "LANG", "RUST_BACKTRACE"];
+    command.env_clear().envs(kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).stdin(Stdio::null());
+    command
+}
+
 /// Runs `halsup` with these arguments to its end.
 pub(crate) fn halsup(arguments: &[&str]) -> Output {
-    run(Command::new(program()).args(arguments))
+    run(command().args(arguments))
 }
 
 fn run(command: &mut Command) -> Output {
     use std::os::unix::process::ExitStatusExt as _;
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("run {command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("run {command:?}: {error}"));
     let text = |bytes| String::from_utf8(bytes).expect("halsup prints UTF-8");
     Output {
         status: output.status.code().or_else(|| output.status.signal().map(|signal| 128 + signal)).expect("it ended"),
@@ -84,9 +94,8 @@ struct Events {
 
 impl Events {
     fn follow(config: &Path) -> Self {
-        let mut child = Command::new(program())
+        let mut child = command()
             .args(["--config".as_ref(), config.as_os_str(), "events".as_ref(), "-f".as_ref(), "--json".as_ref()])
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .expect("run halsup events");
@@ -120,7 +129,11 @@ impl Drop for Events {
 
 /// Waits until one of `fds` is readable or at its end; its index, or `None` at the deadline.
 fn ready<const N: usize>(fds: [BorrowedFd<'_>; N], deadline: Instant) -> Option<usize> {
-    let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+    ready_for(PollFlags::IN, fds, deadline)
+}
+
+pub(crate) fn ready_for<const N: usize>(what: PollFlags, fds: [BorrowedFd<'_>; N], deadline: Instant) -> Option<usize> {
+    let mut polled = fds.each_ref().map(|fd| PollFd::new(fd, what));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).expect("a deadline of a test is near");
@@ -163,10 +176,9 @@ impl Daemon {
         fs::write(path("config.toml"), head + config).expect("write the configuration");
         let notify = UnixDatagram::bind(path("notify")).expect("bind the notify socket");
         let stderr = fs::File::create(path("stderr")).expect("make the log");
-        let child = Command::new(program())
+        let child = command()
             .args(["daemon".as_ref(), "run".as_ref(), "--config".as_ref(), path("config.toml").as_os_str()])
             .env("NOTIFY_SOCKET", path("notify"))
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
@@ -221,7 +233,7 @@ impl Daemon {
 
     /// Runs `halsup` with these arguments against this daemon.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
-        run(Command::new(program()).arg("--config").arg(self.path("config.toml")).args(arguments))
+        run(command().arg("--config").arg(self.path("config.toml")).args(arguments))
     }
 
     /// Waits for the first event since the last wait that `wanted` accepts.
@@ -288,49 +300,46 @@ impl Daemon {
     /// Everything that the daemon left behind, one line each.
     fn leftovers(&self) -> Vec<String> {
         let mut left = Vec::new();
-        if let Some(base) = cgroup_mount().and_then(|mount| find_dir(&mount, &self.instance)) {
-            leftover_cgroups(&base, &mut left);
+        if let Some(base) = self.cgroup() {
+            leftovers::list_cgroups(&base, &mut left);
         }
-        let own = self.dir.path().to_str().expect("the directory's name is ASCII");
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
-        left.extend(mounts.lines().filter(|line| line.contains(own)).map(|line| format!("mount {line}")));
+        left.extend(self.mounts().into_iter().map(|path| format!("mount on {path}")));
         let work = self.path("run").join("work");
-        left.extend(entries(&work).into_iter().map(|path| format!("work directory {}", path.display())));
+        left.extend(leftovers::entries(&work).into_iter().map(|path| format!("work directory {}", path.display())));
         left
     }
-}
 
-/// What is in the directory; nothing where it does not exist.
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir).into_iter().flatten().map(|entry| entry.expect("read a directory").path()).collect()
-}
+    /// The instance's cgroup, wherever in the hierarchy the daemon put it.
+    pub(crate) fn cgroup(&self) -> Option<PathBuf> {
+        leftovers::find_dir(&cgroup_mount()?, &self.instance)
+    }
 
-/// The first directory called `name` at or below `top`.
-fn find_dir(top: &Path, name: &str) -> Option<PathBuf> {
-    entries(top).into_iter().filter(|path| path.is_dir() && !path.is_symlink()).find_map(|path| {
-        if path.file_name().is_some_and(|own| own == name) { Some(path) } else { find_dir(&path, name) }
-    })
-}
+    /// Where something is mounted below the test's directory, the last mount first.
+    fn mounts(&self) -> Vec<String> {
+        let own = self.dir.path().to_str().expect("the directory's name is ASCII");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        points.filter(|point| point.starts_with(own)).rev().map(str::to_owned).collect()
+    }
 
-/// Lists the processes and cgroups of `base`, and removes the daemon's own leaf, which it cannot remove while it is in it.
-fn leftover_cgroups(base: &Path, left: &mut Vec<String>) {
-    let processes = fs::read_to_string(base.join("cgroup.procs")).unwrap_or_default();
-    left.extend(processes.lines().map(|pid| format!("process {pid} {:?} in {}", command_line(pid), base.display())));
-    for child in entries(base).into_iter().filter(|path| path.is_dir()) {
-        if child.file_name().is_none_or(|name| name != "supervisor") {
-            left.push(format!("cgroup {}", child.display()));
+    /// Removes what was left, so that one failed test does not spoil the next.
+    fn sweep(&mut self) {
+        if let Some(base) = self.cgroup() {
+            leftovers::sweep_cgroups(&base);
         }
-        leftover_cgroups(&child, left);
-    }
-    if left.is_empty()
-        && let Err(error) = fs::remove_dir(base)
-    {
-        left.push(format!("cgroup {}: {error}", base.display()));
+        for point in self.mounts() {
+            if let Err(error) = unmount(&point, UnmountFlags::DETACH) {
+                // Removing the directory would remove what is mounted in it.
+                self.dir.disable_cleanup(true);
+                complain(&format!("{point} stays mounted: {error}\n"));
+            }
+        }
     }
 }
 
-fn command_line(pid: &str) -> String {
-    fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ")
+/// Writes to standard error past libtest, which swallows what passing tests print.
+pub(crate) fn complain(text: &str) {
+    std::io::stderr().write_all(text.as_bytes()).expect("write to stderr");
 }
 
 impl Drop for Daemon {
@@ -341,30 +350,11 @@ impl Drop for Daemon {
             return;
         }
         let report = format!("{} left behind:\n{}\n{}", self.instance, trouble.join("\n"), self.stderr());
+        self.sweep();
         if std::thread::panicking() {
-            std::io::stderr().write_all(report.as_bytes()).expect("write to stderr");
+            complain(&report);
         } else {
             panic!("{report}");
         }
     }
-}
-
-#[test]
-fn a_cgroup_that_was_left_is_found_and_named() {
-    crate::needs::needs!(Root, CgroupTree);
-    let name = format!("halsup-test-left-{}", std::process::id());
-    let mount = cgroup_mount().expect("there is a hierarchy");
-    let worker = mount.join(&name).join("pool.web");
-    fs::create_dir_all(&worker).expect("make a cgroup");
-    let base = find_dir(&mount, &name).expect("the cgroup is found");
-    let mut left = Vec::new();
-    leftover_cgroups(&base, &mut left);
-    fs::remove_dir(&worker).expect("remove the cgroup");
-    assert_eq!(left, [format!("cgroup {}", worker.display())]);
-
-    fs::create_dir(base.join("supervisor")).expect("make a cgroup");
-    left.clear();
-    leftover_cgroups(&base, &mut left);
-    assert_eq!(left, [""; 0]);
-    assert!(!base.exists(), "the daemon's own leaf is removed");
 }

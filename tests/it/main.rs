@@ -4,6 +4,7 @@
 //! events with a deadline; nothing here sleeps. The same binary runs on this machine and in the guests of `tests/vm`.
 
 mod fixture;
+mod leftovers;
 mod needs;
 
 mod life;
