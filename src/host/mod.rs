@@ -4,6 +4,7 @@
 //! what the engine decided.
 
 pub mod cgroup;
+pub mod logfile;
 pub mod mountinfo;
 pub mod seccomp;
 pub mod workdir;
