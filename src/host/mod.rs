@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod identity;
 pub mod init_image;
+pub mod logfile;
 pub mod mountinfo;
 pub mod mounts;
 pub mod seccomp;
