@@ -41,7 +41,8 @@ impl Client {
         }
     }
 
-    fn over(stream: UnixStream) -> Self {
+    /// Talks over a stream that is connected already.
+    pub(super) fn over(stream: UnixStream) -> Self {
         Self { stream, decoder: Decoder::for_replies(), buffer: vec![0; READ_BYTES] }
     }
 

@@ -13,8 +13,8 @@ use crate::spec::{Config, PoolName, parse_config, pool_from_command};
 /// Where the configuration is, unless somebody says otherwise.
 pub(super) const DEFAULT_PATH: &str = "/etc/halsup/halsup.toml";
 
-/// The longest configuration that is read, in bytes.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// How much of a file is read, in bytes: one more than a configuration may have, so that `spec` sees that it is too long.
+const READ_BYTES_MAX: u64 = (1 << 20) + 1;
 
 /// Reads and checks the file at `path`.
 ///
@@ -29,11 +29,8 @@ pub(super) fn load(path: &Path, environment: &BTreeMap<String, String>) -> Resul
         }
     };
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    File::open(path).and_then(|file| file.take(READ_BYTES_MAX).read_to_end(&mut bytes)).map_err(failed)?;
     let wrong = |lines: Vec<String>| Error::Config { path: Some(path.into()), lines };
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > CONFIG_BYTES_MAX) {
-        return Err(wrong(vec![format!("the file is longer than {CONFIG_BYTES_MAX} bytes")]));
-    }
     let text = String::from_utf8(bytes).map_err(|error| wrong(vec![error.utf8_error().to_string()]))?;
     parse_config(&text, environment).map_err(|errors| wrong(lines_of(&errors)))
 }

@@ -1,7 +1,7 @@
 //! What holds for every verb: how to print, which daemon is meant, where its configuration is.
 //!
-//! The daemon is found by, in this order: `--socket`; an explicit `--config`, by its runtime directory; the runtime
-//! directory and the instance of options and environment.
+//! The daemon is found by, in this order: `--socket`; `--config`, by the runtime directory that it says;
+//! `HALSUP_RUNTIME_DIR`; the default configuration, where there is one that can be read; the instance's default directory.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,6 +91,10 @@ impl Context {
         let set = |name| self.environment.get(name).filter(|value| !value.is_empty());
         if let Some(directory) = set(RUNTIME_DIR) {
             return Ok(socket_in(Path::new(directory)));
+        }
+        // A caller who may not read it, or finds it broken, can still ask the daemon in its usual place.
+        if let Ok(config) = self.load_config() {
+            return Ok(socket_in(&config.daemon.runtime_dir));
         }
         let instance = match set(INSTANCE) {
             Some(name) => {

@@ -46,8 +46,13 @@ impl Verb {
                 // A configuration that is wrong must not end a daemon that runs.
                 context.refuse_socket()?;
                 context.load_config()?;
-                stop.run(context)?;
-                daemon_start::Start::default().run(context)
+                let stopped = stop.run(context);
+                // Workers that are stuck are reported, and keep nobody from a new daemon.
+                if !matches!(stopped, Ok(()) | Err(Error::Stuck { .. })) {
+                    return stopped;
+                }
+                daemon_start::Start::default().run(context)?;
+                stopped
             }
             Self::Reload => {
                 let reply: ReloadReply = context.client()?.call(&Request::Reload(NoParameters {}))?;

@@ -23,19 +23,23 @@ impl Run {
             // Refused only to a process that leads its group already, which is what is wanted.
             rustix::process::setsid().map(drop).unwrap_or_default();
         }
-        let outcome = become_daemon(context);
+        let outcome = self.become_daemon(context);
         if let Err(error) = &outcome {
             notify::tell_failure(context.environment().get(notify::SOCKET).map(String::as_str), error);
         }
         outcome
     }
-}
 
-fn become_daemon(context: &Context) -> Result<(), Error> {
-    context.refuse_socket()?;
-    let config = context.load_config()?;
-    let path = context.config_path();
-    let path = std::path::absolute(path).map_err(|source| Error::ReadFile { path: path.into(), source })?;
-    crate::daemon::run(config, RunOptions { config_path: Some(path), when_ready: None })?;
-    Ok(())
+    fn become_daemon(&self, context: &Context) -> Result<(), Error> {
+        context.refuse_socket()?;
+        let config = context.load_config()?;
+        let path = context.config_path();
+        let path = std::path::absolute(path).map_err(|source| Error::ReadFile { path: path.into(), source })?;
+        if self.background {
+            // The directory of whoever called must not be held for the daemon's life.
+            rustix::process::chdir("/").unwrap_or_default();
+        }
+        crate::daemon::run(config, RunOptions { config_path: Some(path), when_ready: None })?;
+        Ok(())
+    }
 }

@@ -225,3 +225,44 @@ impl Drop for Place {
         std::fs::remove_file(&self.socket_path).unwrap_or_default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(said: &[&[u8]]) -> Outcome {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::prepare(directory.path()).unwrap();
+        for message in said {
+            UnixDatagram::unbound().unwrap().send_to(message, &place.socket_path).unwrap();
+        }
+        // Ourselves: a process that has not ended.
+        place.wait(std::process::id(), Duration::from_millis(50), Stopwatch::start()).unwrap()
+    }
+
+    #[test]
+    fn ready_is_what_the_daemon_says_and_nothing_else() {
+        assert!(matches!(wait(&[b"STATUS=starting", b"junk", b"", b"READY=1"]), Outcome::Ready));
+        assert!(matches!(wait(&[b"STATUS=starting", b"READY=0"]), Outcome::TimedOut));
+        assert!(matches!(wait(&[]), Outcome::TimedOut));
+    }
+
+    #[test]
+    fn the_place_is_private_and_leaves_no_socket() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let place = Place::prepare(&state).unwrap();
+        drop(place.open_log().unwrap());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&state), mode(&state.join("logs/daemon.log"))), (0o700, 0o600));
+        let socket = place.socket_path.clone();
+        assert!(socket.exists());
+        drop(place);
+        assert!(!socket.exists());
+        std::fs::remove_file(state.join("logs/daemon.log")).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", state.join("logs/daemon.log")).unwrap();
+        let place = Place::prepare(&state).unwrap();
+        assert!(place.open_log().is_err(), "a log that is a link is not followed");
+    }
+}

@@ -17,7 +17,6 @@ use super::stopwatch::Stopwatch;
 use crate::protocol::control::{
     NoParameters, Request, SHUTDOWN_TIMEOUT_MS_MAX, ShutdownReply, ShutdownRequest, StatusReply,
 };
-use crate::protocol::escape;
 
 /// How long the process may take to end after it has closed its connection.
 const EXIT_SECONDS_MAX: i64 = 10;
@@ -53,13 +52,9 @@ impl Stop {
         let StatusReply { pid, .. } = client.call(&Request::Status(NoParameters {}))?;
         let stuck = self.stop(&mut client, pid)?;
         let stopped_ms = u64::try_from(stopwatch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        context.output.answer(&Stopped { was_running: true, pid: Some(pid), stopped_ms, stuck }, |stopped| {
-            let stuck = match stopped.stuck.as_slice() {
-                [] => String::new(),
-                stuck => format!("; stuck: {}", escape::text(&stuck.join(", "))),
-            };
-            format!("halsup daemon stopped (pid {pid}) after {} ms{stuck}", stopped.stopped_ms)
-        })
+        let stopped = Stopped { was_running: true, pid: Some(pid), stopped_ms, stuck };
+        context.output.answer(&stopped, |_| format!("halsup daemon stopped (pid {pid}) after {stopped_ms} ms"))?;
+        if stopped.stuck.is_empty() { Ok(()) } else { Err(Error::Stuck { workers: stopped.stuck }) }
     }
 
     fn stop(&self, client: &mut Client, pid: u32) -> Result<Vec<String>, Error> {
@@ -93,4 +88,36 @@ impl Stop {
 fn timeout(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if duration <= Duration::from_millis(SHUTDOWN_TIMEOUT_MS_MAX) { Ok(duration) } else { Err("at most 1d".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::protocol::varlink::Reply;
+
+    #[test]
+    fn a_stop_waits_for_the_last_answer_and_the_end() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let left = |remaining: u32, stuck: &[&str]| ShutdownReply {
+            remaining,
+            stuck: stuck.iter().map(|name| (*name).into()).collect(),
+        };
+        far.write_all(&Reply::piece(&left(2, &[])).encode()).unwrap();
+        far.write_all(&Reply::last(&left(1, &["web.3"])).encode()).unwrap();
+        far.shutdown(std::net::Shutdown::Write).unwrap();
+        // No process can have this pid, as none of another pid namespace has one here.
+        let stuck = Stop::default().stop(&mut Client::over(near), u32::MAX).unwrap();
+        assert_eq!(stuck, ["web.3"]);
+    }
+
+    #[test]
+    fn a_daemon_that_breaks_off_has_not_stopped() {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.shutdown(std::net::Shutdown::Write).unwrap();
+        let error = Stop::default().stop(&mut Client::over(near), u32::MAX).unwrap_err();
+        assert!(matches!(error, Error::Lost { method: "Shutdown" }));
+    }
 }

@@ -48,6 +48,8 @@ pub(super) enum Error {
     NotStarted { sentence: String, code: ExitCode },
     #[error("the daemon (pid {pid}) has not ended {seconds} s after its last answer")]
     StillRuns { pid: u32, seconds: i64 },
+    #[error("the daemon has ended, but not all of its workers: stuck are {}", workers.join(", "))]
+    Stuck { workers: Vec<String> },
     #[error("wait for the daemon")]
     Wait { source: std::io::Error },
     #[error("{count} checks are not ok")]
@@ -93,6 +95,7 @@ impl Error {
             | Self::Daemon(_)
             | Self::Spawn { .. }
             | Self::StillRuns { .. }
+            | Self::Stuck { .. }
             | Self::Wait { .. }
             | Self::Unwell { .. }
             | Self::Output { .. } => ExitCode::Failed,

@@ -32,11 +32,10 @@ impl Output {
         if self.json { self.json_line(answer) } else { self.text(&render(answer)) }
     }
 
-    /// Prints one line of JSON. Its strings hold no raw control characters, by JSON's own rules, but for DEL and C1.
+    /// Prints one line of JSON, without a raw character that could drive a terminal.
     pub(super) fn json_line<T: Serialize>(self, value: &T) -> Result<(), Error> {
-        let mut line = serde_json::to_vec(value).map_err(|error| Error::Output { source: error.into() })?;
-        line.push(b'\n');
-        self.bytes(&line)
+        let line = serde_json::to_string(value).map_err(|error| Error::Output { source: error.into() })?;
+        self.text(&escape::json(&line))
     }
 
     /// Prints text that is safe to look at; a missing line end is added.

@@ -18,6 +18,27 @@ pub fn line(line: &str) -> Cow<'_, str> {
     escape(line, |c| c != '\t' && is_unsafe(c))
 }
 
+/// JSON text, which is as JSON what it was: what JSON itself leaves raw (DEL, C1, direction) becomes `\uNNNN`.
+///
+/// Outside strings JSON has none of these characters, so every one of them stands where such an escape may stand.
+#[must_use]
+pub fn json(json: &str) -> Cow<'_, str> {
+    if !json.contains(is_unsafe) {
+        return Cow::Borrowed(json);
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if is_unsafe(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(shown, "\\u{unit:04x}").unwrap_or_default();
+            }
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// Bytes that ought to be UTF-8, for the wire: a byte that is not becomes `\xNN`, all else (controls too) stays.
 #[must_use]
 pub fn bytes(bytes: &[u8]) -> String {
@@ -26,7 +47,7 @@ pub fn bytes(bytes: &[u8]) -> String {
         shown.push_str(chunk.valid());
         for byte in chunk.invalid() {
             // Writing to a String cannot fail.
-            write!(shown, "\\x{byte:02x}").ok();
+            write!(shown, "\\x{byte:02x}").unwrap_or_default();
         }
     }
     shown
@@ -79,6 +100,15 @@ mod tests {
         }
         assert_eq!(line("\tindented\u{1b}]0;x\u{7}\n"), "\tindented\\x1b]0;x\\x07\\n");
         assert!(matches!(text("plain"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn json_stays_the_same_json() {
+        let value = serde_json::json!({"a\u{9b}": "\u{7f}\u{202e}\u{e0041}\u{1b}ä"});
+        let raw = value.to_string();
+        let shown = json(&raw);
+        assert_eq!(shown, "{\"a\\u009b\":\"\\u007f\\u202e\\udb40\\udc41\\u001bä\"}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
     }
 
     #[test]
