@@ -351,6 +351,7 @@ fn sources() -> Vec<Source> {
     for top in ["src", "tests", "benches", "fuzz", "examples"] {
         rust_files(&root.join(top), &mut files);
     }
+    files.extend(Some(root.join("build.rs")).filter(|path| path.exists()));
     files.sort();
     let name = |path: &PathBuf| path.strip_prefix(root).expect("it is below").to_str().expect("UTF-8").to_owned();
     files.iter().map(|path| Source::new(&name(path), &fs::read_to_string(path).expect("read a source file"))).collect()

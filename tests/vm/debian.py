@@ -36,9 +36,11 @@ TOOLS = {
 # With bookworm's own QEMU 7.2 the exec system call is five times slower under TCG.
 FROM_BACKPORTS = {"bookworm": ["qemu-system-x86"]}
 
-# The root file systems that a guest can have. A guest with systemd is another entry here, and an init in `machine.ROOTS`.
+# The root file systems that a guest can have, each with an init in `machine.INITS`. A guest with Docker is another entry.
+MINI = ["busybox-static", "kmod", "mount", "python3"]
 ROOTS = {
-    "mini": ["busybox-static", "kmod", "mount", "python3"],
+    "mini": MINI,
+    "systemd": [*MINI, "dbus", "systemd", "systemd-sysv"],
 }
 # Loaded by the initrd, before the root disk can be seen.
 MODULES_FOR_ROOT = ["virtio_pci", "virtio_blk", "ext4"]
@@ -130,7 +132,8 @@ class Apt:
         self.dir = os.path.join(cache_dir(), f"apt-{suite}")
         for sub in ("lists/partial", "archives/partial"):
             os.makedirs(os.path.join(self.dir, sub), exist_ok=True)
-        lines = [f"deb [signed-by={KEYRING}] {mirror()} {part} main\n" for part in (suite, f"{suite}-updates", f"{suite}-backports")]
+        parts = [suite, f"{suite}-updates"] + ([f"{suite}-backports"] if suite in FROM_BACKPORTS else [])
+        lines = [f"deb [signed-by={KEYRING}] {mirror()} {part} main\n" for part in parts]
         lines.append(f"deb [signed-by={KEYRING}] {mirror()}-security {suite}-security main\n")
         with open(os.path.join(self.dir, "sources.list"), "w") as sources:
             sources.writelines(lines)
@@ -144,6 +147,7 @@ class Apt:
             "APT::Sandbox::User": "root",
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
+            "DPkg::Lock::Timeout": "120",
         }
         self.options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
@@ -173,9 +177,10 @@ def install_packages():
         raise LaneError(f"not root, cannot install {' '.join(missing)}")
     suite = codename()
     apt = Apt(suite)
-    say(f"installing {' '.join(missing)} from Debian {suite}, with {suite}-backports, by a sources file of our own in {apt.dir}")
-    apt.get("update", "-qq")
     backports = [package for package in missing if package in FROM_BACKPORTS.get(suite, [])]
+    say(f"installing {' '.join(missing)} from Debian {suite}" + (f", of them from its backports {' '.join(backports)}" if backports else "")
+        + f"; the list of sources is our own, in {apt.dir}, and /etc/apt stays as it is")
+    apt.get("update", "-qq")
     # QEMU's recommended packages are displays, sound and network helpers.
     install = ["install", "-qq", "-y", "--no-install-recommends"]
     if backports:
@@ -296,7 +301,10 @@ def build_root(kind, work):
     os.makedirs(os.path.join(tree, "vm"))
     for name in ("prepare", "agent"):
         shutil.copy(os.path.join(GUEST, name), os.path.join(tree, "vm", name))
-    shutil.copy(os.path.join(GUEST, "inittab"), os.path.join(tree, "etc/inittab"))
+    if kind == "mini":
+        shutil.copy(os.path.join(GUEST, "inittab"), os.path.join(tree, "etc/inittab"))
+    else:
+        install_unit(tree)
     os.makedirs(os.path.join(tree, "lib/modules"), exist_ok=True)
     for name, text in (("hostname", "halsup-vm\n"), ("hosts", "127.0.0.1 localhost halsup-vm\n::1 localhost\n"),
                        ("machine-id", "0123456789abcdef0123456789abcdef\n")):
@@ -304,3 +312,18 @@ def build_root(kind, work):
             file.write(text)
     make_disk(tree, os.path.join(work, "disk.img"), 2048)
     shutil.rmtree(tree)
+
+
+def install_unit(tree):
+    """Makes systemd start the agent, and neither a login on the console nor what only costs time."""
+    units = os.path.join(tree, "etc/systemd/system")
+    shutil.copy(os.path.join(GUEST, "halsup-vm-agent.service"), units)
+    wanted = os.path.join(units, "multi-user.target.wants")
+    os.makedirs(wanted, exist_ok=True)
+    os.symlink("../halsup-vm-agent.service", os.path.join(wanted, "halsup-vm-agent.service"))
+    os.symlink("/lib/systemd/system/multi-user.target", os.path.join(units, "default.target"))
+    for unit in ("getty.target", "systemd-logind.service", "systemd-update-utmp.service", "apt-daily.timer", "e2scrub_all.timer",
+                 "fstrim.timer", "dpkg-db-backup.timer", "systemd-pstore.service"):
+        path = os.path.join(units, unit)
+        if not os.path.lexists(path):
+            os.symlink("/dev/null", path)

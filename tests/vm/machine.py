@@ -18,9 +18,10 @@ import time
 
 import debian
 
-# What boots: root file system -> its init. A guest with systemd runs `guest/agent` as a unit of its own.
-ROOTS = {"mini": "/vm/prepare"}
+# What boots: root file system -> its init, which starts `guest/agent`.
+INITS = {"mini": "/vm/prepare", "systemd": "/lib/systemd/systemd"}
 
+SWAP_BYTES = 64 << 20
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off no_timer_check cryptomgr.notests audit=0 random.trust_cpu=on net.ifnames=0"
 TIMED_OUT, DIED = 124, 125
 PR_SET_PDEATHSIG = 1
@@ -54,11 +55,12 @@ def command_line(chosen, work):
     words = [debian.program("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
              "-machine", "q35,smm=off", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "2", "-m", f"{chosen.memory}M",
              "-kernel", f"{kernel}/vmlinux", "-initrd", f"{kernel}/initrd",
-             "-append", f"{KERNEL_ARGUMENTS} halsup.init={ROOTS[chosen.root]} {chosen.append}"]
+             "-append", f"{KERNEL_ARGUMENTS} halsup.init={INITS[chosen.root]} {chosen.append}"]
     serials = [f"file,id=serial0,path={work}/console", "stdio,id=serial1,signal=off", f"file,id=serial2,path={work}/status"]
     for number, backend in enumerate(serials):
         words += ["-chardev", backend, "-device", f"isa-serial,chardev=serial{number},index={number}"]
-    disks = [(debian.root(chosen.root), "snapshot=on"), (f"{work}/job", "readonly=on"), (f"{kernel}/modules.img", "readonly=on")]
+    disks = [(debian.root(chosen.root), "snapshot=on"), (f"{work}/job", "readonly=on"), (f"{kernel}/modules.img", "readonly=on"),
+             (f"{work}/swap", "snapshot=off")]
     for number, (image, how) in enumerate(disks):
         words += ["-drive", f"if=none,id=disk{number},file={image},format=raw,cache=unsafe,file.locking=off,{how}",
                   "-device", f"virtio-blk-pci,drive=disk{number}"]
@@ -97,6 +99,8 @@ def run_job(chosen):
     guest = None
     try:
         pack(f"{work}/job", chosen)
+        with open(f"{work}/swap", "w") as swap:
+            swap.truncate(SWAP_BYTES)
         with open(f"{work}/qemu", "w") as errors:
             guest = subprocess.Popen(command_line(chosen, work), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
                                      env=dict(os.environ, TMPDIR=work), preexec_fn=die_with_parent)
