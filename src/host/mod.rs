@@ -4,6 +4,8 @@
 //! what the engine decided.
 
 pub mod cgroup;
+pub mod doctor;
+pub mod kernel;
 pub mod logfile;
 pub mod mountinfo;
 pub mod seccomp;
