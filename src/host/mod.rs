@@ -4,8 +4,10 @@
 //! what the engine decided.
 
 pub mod cgroup;
+pub mod doctor;
 pub mod identity;
 pub mod init_image;
+pub mod kernel;
 pub mod logfile;
 pub mod mountinfo;
 pub mod mounts;

@@ -121,6 +121,20 @@ impl CgroupRoot {
     }
 }
 
+impl Location {
+    /// What the base could have, before anything is created or enabled; for `doctor`.
+    ///
+    /// # Errors
+    /// When a `cgroup.controllers` cannot be read.
+    pub fn controllers(&self) -> Result<Controllers, CgroupError> {
+        let top = match self.delegation {
+            Delegation::Delegated => self.base.as_path(),
+            Delegation::NamespaceRoot | Delegation::HierarchyRoot => Path::new(""),
+        };
+        available(self, open_beneath(self, top)?.as_fd())
+    }
+}
+
 /// One directory from the top of what we may touch down to the base.
 struct Level {
     name: String,

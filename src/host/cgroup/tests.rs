@@ -153,3 +153,40 @@ fn a_limit_that_was_asked_for_is_enforced_or_refused() {
         }
     });
 }
+
+#[test]
+fn a_cgroup_that_was_delegated_is_the_base() {
+    if !met(&[Need::Root, Need::Cgroup2]) {
+        return;
+    }
+    let _one_at_a_time = MOVING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let instance = InstanceName::default();
+    let before = Location::discover(&instance).unwrap();
+    let unit = before.mount_point.join(format!("halsup-test-unit-{}", std::process::id()));
+    let back = before.mount_point.join(&before.own);
+    let enter = |dir: &std::path::Path| std::fs::write(dir.join("cgroup.procs"), "0").unwrap();
+    std::fs::create_dir(&unit).unwrap();
+    rustix::fs::setxattr(&unit, "trusted.delegate", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+    enter(&unit);
+    for born in ["as the unit starts it", "after a restart, born in its leaf"] {
+        let location = Location::discover(&instance).unwrap();
+        assert_eq!((location.delegation, location.path()), (Delegation::Delegated, unit.clone()), "{born}");
+        let foreseen = location.controllers().unwrap();
+        let root = CgroupRoot::prepare(location).unwrap();
+        assert_eq!(root.controllers(), &foreseen, "{born}");
+        let pool = PoolCgroup::create(&root, &PoolName::parse("web").unwrap()).unwrap();
+        let (worker, _) = WorkerCgroup::create(&pool, 0, Generation(1), &no_limits(), LimitsMode::Auto).unwrap();
+        assert!(unit.join("pool.web/w-0-1").is_dir());
+        std::fs::create_dir(unit.join("pool.web/x")).unwrap();
+        std::fs::create_dir(unit.join("pool.UP")).unwrap();
+        assert_eq!(root.walk().unwrap().strangers, ["pool.UP", "pool.web/x"], "{born}");
+        std::fs::remove_dir(unit.join("pool.web/x")).unwrap();
+        std::fs::remove_dir(unit.join("pool.UP")).unwrap();
+        assert_eq!(worker.remove().unwrap(), Removal::Removed);
+        assert_eq!(pool.remove(&root).unwrap(), Removal::Removed);
+        assert_eq!(root.release().unwrap(), Removal::Busy, "whoever gave it removes it");
+    }
+    enter(&back);
+    std::fs::remove_dir(unit.join("supervisor")).unwrap();
+    std::fs::remove_dir(&unit).unwrap();
+}
