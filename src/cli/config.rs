@@ -9,7 +9,6 @@ use super::error::Error;
 pub(super) use crate::spec::PoolOverrides;
 use crate::spec::{Config, PoolName, parse_config, pool_from_command};
 
-
 /// Where the configuration is, unless somebody says otherwise.
 pub(super) const DEFAULT_PATH: &str = "/etc/halsup/halsup.toml";
 

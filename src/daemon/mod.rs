@@ -1,4 +1,16 @@
-//! Placeholder: what `cli` calls.
+//! Who drives: one `mio` loop that turns readiness into inputs of the engine, and its effects into system calls.
+
+mod clock;
+mod control;
+mod events;
+mod live;
+mod log;
+mod pool;
+mod probe;
+mod ready_file;
+mod sources;
+mod state;
+mod timers;
 
 use std::path::PathBuf;
 

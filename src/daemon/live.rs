@@ -1,0 +1,107 @@
+//! One generation of a worker while anything of it exists: its process, sockets, cgroup, directory.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::SystemTime;
+
+use mio::Token;
+
+use super::sources::Sources;
+use crate::host::cgroup::{Enforcement, WorkerCgroup};
+use crate::host::spawn::Birth;
+use crate::protocol::control::{Cause, StartFailure};
+use crate::protocol::init::Report;
+use crate::spec::{Generation, PoolId};
+use crate::sys::process::Waited;
+
+/// A registered descriptor.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// The descriptor.
+    pub(super) fd: OwnedFd,
+    /// Its place among the sources.
+    pub(super) token: Token,
+}
+
+impl Watched {
+    /// Deregisters and closes it.
+    pub(super) fn close(self, sources: &mut Sources) {
+        sources.remove(self.token, self.fd.as_fd());
+    }
+}
+
+/// How far a generation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Cloned; its program does not run yet.
+    Starting,
+    /// Its program runs.
+    Running,
+    /// Its processes have ended; its cgroup may still hold something.
+    Ended,
+}
+
+/// One generation of a worker.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) pool: PoolId,
+    pub(super) generation: Generation,
+    pub(super) phase: Phase,
+    /// The pidfd of its first process, until it was waited for.
+    pub(super) process: Option<Watched>,
+    /// Pid of its first process, for people.
+    pub(super) init_pid: i32,
+    /// What its first process still reads of the daemon's memory.
+    pub(super) birth: Option<Birth>,
+    /// Its init's socket.
+    pub(super) init: Option<Watched>,
+    /// The pidfd of its program.
+    pub(super) main: Option<OwnedFd>,
+    /// The host's pid of its program, for people.
+    pub(super) main_pid: Option<u32>,
+    pub(super) stdout: Option<Watched>,
+    pub(super) stderr: Option<Watched>,
+    pub(super) notify: Option<Watched>,
+    pub(super) channel: Option<Watched>,
+    pub(super) cgroup: WorkerCgroup,
+    /// Watch on `cgroup.events`, only while it is waited for emptiness.
+    pub(super) cgroup_events: Option<Token>,
+    /// How often its removal was tried.
+    pub(super) removals: u32,
+    pub(super) enforcement: Enforcement,
+    /// Name of its directory below the work directories.
+    pub(super) work_name: String,
+    /// Number of its private id, to be given back.
+    pub(super) id: Option<u32>,
+    pub(super) uid: u32,
+    pub(super) port: Option<u16>,
+    pub(super) started: SystemTime,
+    /// `STATUS=` of its last notification.
+    pub(super) status_text: Option<String>,
+    /// Datagrams and lines that meant nothing.
+    pub(super) junk: u64,
+    /// How its main process ended, by its init.
+    pub(super) main_exit: Option<Report>,
+    /// How many processes its main process left behind.
+    pub(super) leftover: Option<u64>,
+    /// How its first process ended.
+    pub(super) waited: Option<Waited>,
+    pub(super) start_failure: Option<StartFailure>,
+    /// Number of the next ping.
+    pub(super) next_ping: u64,
+}
+
+/// What is kept of a generation for its death certificate.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Evidence {
+    pub(super) status: Option<Cause>,
+    pub(super) start_failure: Option<StartFailure>,
+    pub(super) started: Option<SystemTime>,
+    pub(super) pid: Option<u32>,
+    pub(super) user_usec: Option<u64>,
+    pub(super) system_usec: Option<u64>,
+    pub(super) max_rss_bytes: Option<u64>,
+    pub(super) memory_peak_bytes: Option<u64>,
+    pub(super) oom_kills: Option<u64>,
+    pub(super) leftover: Option<u64>,
+    pub(super) last_output: String,
+}

@@ -1,0 +1,117 @@
+//! All that the daemon holds, in one place; the other files of this room are what it does with it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use super::RunOptions;
+use super::control::Control;
+use super::events::EventLog;
+use super::live::{Evidence, Live};
+use super::log::LogHandle;
+use super::pool::Pool;
+use super::probe::Probes;
+use super::ready_file::ReadyFiles;
+use super::sources::Sources;
+use super::timers::Timers;
+use crate::engine::{Engine, Input, Time};
+use crate::host::cgroup::CgroupRoot;
+use crate::host::identity::IdPool;
+use crate::host::logfile::LogFile;
+use crate::host::spawn::Stack;
+use crate::protocol::control::{Cause, DaemonState, DeathCertificate};
+use crate::spec::{DaemonSpec, Generation, PoolId, PoolName, WorkerId};
+
+/// Directories and descriptors that all workers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The init's program.
+    pub(super) init: Rc<OwnedFd>,
+    /// `<runtime_dir>/work`, mode 0700.
+    pub(super) work_dirs: OwnedFd,
+    /// `<runtime_dir>/notify`, mode 0700: a directory for each worker that has a notify socket.
+    pub(super) notify_dirs: OwnedFd,
+    /// `<state_dir>/overlay`, mode 0700: upper layers of workers whose root is a directory.
+    pub(super) overlay_dirs: OwnedFd,
+    /// `<state_dir>/logs/workers`.
+    pub(super) log_dir: OwnedFd,
+    /// `/dev/null`, read-write.
+    pub(super) null: OwnedFd,
+    /// Private uids: number N is `uid_base + N`.
+    pub(super) ids: IdPool,
+    /// Ranges for user namespaces.
+    pub(super) ranges: IdPool,
+    /// Stacks of earlier births.
+    pub(super) stacks: Vec<Stack>,
+}
+
+/// A tree that is removed piece by piece, a budget a turn.
+#[derive(Debug)]
+pub(super) enum Chore {
+    /// A directory below `Shared::work_dirs`; then the id that its files belong to is free.
+    WorkDir { name: String, id: Option<u32> },
+    /// A directory below `Shared::notify_dirs`.
+    NotifyDir(String),
+    /// A directory below `Shared::overlay_dirs`; then the range that its files belong to is free.
+    OverlayDir { name: String, range: Option<u32> },
+}
+
+/// The daemon.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub(super) spec: DaemonSpec,
+    pub(super) options: RunOptions,
+    pub(super) engine: Engine,
+    /// The clock, read once a turn.
+    pub(super) now: Time,
+    pub(super) started: Time,
+    pub(super) started_wall: SystemTime,
+    pub(super) state: DaemonState,
+    pub(super) cgroups: Option<CgroupRoot>,
+    pub(super) shared: Shared,
+    pub(super) pools: BTreeMap<PoolId, Pool>,
+    pub(super) names: BTreeMap<PoolName, PoolId>,
+    pub(super) next_pool: u32,
+    pub(super) live: BTreeMap<WorkerId, Live>,
+    /// What is known of ended generations that have no certificate yet.
+    pub(super) evidence: BTreeMap<(WorkerId, Generation), Evidence>,
+    /// Who asked last for something to happen to a worker.
+    pub(super) asked_by: BTreeMap<WorkerId, String>,
+    pub(super) last_exit: BTreeMap<WorkerId, Cause>,
+    /// Latest certificates, bounded, oldest first.
+    pub(super) certificates: VecDeque<DeathCertificate>,
+    pub(super) logs: BTreeMap<WorkerId, LogFile>,
+    pub(super) sources: Sources,
+    pub(super) timers: Timers,
+    pub(super) probes: Probes,
+    pub(super) ready_files: ReadyFiles,
+    /// Facts for the engine, handed over once a turn.
+    pub(super) inputs: Vec<Input>,
+    pub(super) chores: VecDeque<Chore>,
+    pub(super) events: EventLog,
+    pub(super) control: Control,
+    pub(super) log: LogHandle,
+    /// The text of the configuration in force, for `GetConfig`; empty if there is no file.
+    pub(super) config_text: String,
+    pub(super) config_path: Option<PathBuf>,
+    /// Whether the loop is to end: the engine has finished.
+    pub(super) finished: bool,
+}
+
+impl Daemon {
+    /// The name that people use: `web.3`, or a service's own.
+    pub(super) fn worker_name(&self, worker: WorkerId) -> String {
+        match self.pools.get(&worker.pool) {
+            Some(pool) => pool.worker_name(worker.slot),
+            // Only a pool that was just forgotten has workers without it.
+            None => format!("?.{}", worker.slot),
+        }
+    }
+
+    /// The live generation `generation` of a worker; anything else is late news.
+    pub(super) fn live_mut(&mut self, worker: WorkerId, generation: Generation) -> Option<&mut Live> {
+        self.live.get_mut(&worker).filter(|live| live.generation == generation)
+    }
+}

@@ -1,0 +1,49 @@
+//! The daemon's own deadlines, beside the engine's: retries of what the kernel was not ready for, and limits on peers.
+
+use std::collections::BTreeMap;
+
+use crate::engine::Time;
+use crate::spec::{Generation, WorkerId};
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Timer {
+    /// Try once more to remove an ended worker's cgroup.
+    RemoveCgroup(WorkerId, Generation),
+    /// Ask a worker once more whether it is ready.
+    ReadyProbe(WorkerId, Generation),
+    /// A probe has had its time, by the probe's place and number.
+    ProbeTimeout(u32, u64),
+    /// A client has begun a message and not finished it, by its place and number.
+    ClientTimeout(u32, u64),
+    /// Look at what edges may have missed.
+    Sweep,
+    /// Accept connections again after descriptors ran out.
+    ResumeAccept,
+}
+
+/// Deadlines in order.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    due: BTreeMap<(Time, u64), Timer>,
+    sequence: u64,
+}
+
+impl Timers {
+    /// Sets a timer. It is not cancelled: what it is for is looked up when it is due, by number or generation.
+    pub(super) fn set(&mut self, at: Time, timer: Timer) {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.due.insert((at, self.sequence), timer);
+    }
+
+    /// The earliest deadline.
+    pub(super) fn next(&self) -> Option<Time> {
+        self.due.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Takes one that is due by `now`.
+    pub(super) fn pop(&mut self, now: Time) -> Option<Timer> {
+        let entry = self.due.first_entry()?;
+        (entry.key().0 <= now).then(|| entry.remove())
+    }
+}
