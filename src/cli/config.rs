@@ -6,10 +6,9 @@ use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 use super::error::Error;
-use crate::spec::{Config, PoolName};
+pub(super) use crate::spec::PoolOverrides;
+use crate::spec::{Config, PoolName, parse_config, pool_from_command};
 
-pub(super) use pending::PoolOverrides;
-use pending::{parse_config, pool_from_command};
 
 /// Where the configuration is, unless somebody says otherwise.
 pub(super) const DEFAULT_PATH: &str = "/etc/halsup/halsup.toml";
@@ -55,45 +54,4 @@ pub(super) fn of_command(
 
 fn lines_of(errors: &impl std::fmt::Display) -> Vec<String> {
     errors.to_string().lines().map(str::to_string).collect()
-}
-
-mod pending {
-    //! Stands in for `spec::{PoolOverrides, parse_config, pool_from_command}` until they are merged: same names, same
-    //! signatures. To be deleted with its two `use` lines above in favour of `crate::spec`.
-
-    use std::collections::BTreeMap;
-
-    use crate::spec::{Config, PoolName, PoolSpec};
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("reading a configuration is not part of this build")]
-    pub(in super::super) struct ConfigErrors;
-
-    #[derive(Debug, Clone, Default, PartialEq, Eq)]
-    pub(in super::super) struct PoolOverrides {
-        pub memory: Option<String>,
-        pub cpus: Option<String>,
-        pub pids: Option<String>,
-        pub base_port: Option<String>,
-        pub ready: Option<String>,
-        pub root: Option<String>,
-        pub net: Option<String>,
-        pub identity: Option<String>,
-        pub env: Vec<String>,
-        pub link: Vec<String>,
-    }
-
-    pub(super) fn parse_config(_: &str, _: &BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
-        Err(ConfigErrors)
-    }
-
-    pub(super) fn pool_from_command(
-        _: PoolName,
-        _: u32,
-        _: &[String],
-        _: &PoolOverrides,
-        _: &BTreeMap<String, String>,
-    ) -> Result<PoolSpec, ConfigErrors> {
-        Err(ConfigErrors)
-    }
 }

@@ -9,7 +9,22 @@
 //! The daemon calls, in this order and once a turn: every `handle` (exits before all others), `handle_timeout`,
 //! `poll_effect` until it is empty, `next_deadline`.
 
+mod calls;
+mod heartbeat;
+mod machine;
+mod orders;
+mod pool;
+mod restart;
+mod shutdown;
+mod step;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod worker;
+
 use std::time::Duration;
+
+pub use machine::Engine;
 
 use crate::spec::{Generation, PoolId, PoolPolicy, WorkerId};
 
@@ -112,15 +127,18 @@ pub enum Input {
     BecameReady(WorkerId, Generation),
     /// An answer to a ping, a watchdog message, a passed probe, or any answered request.
     Beat(WorkerId, Generation),
-    /// A probe or ping that was asked for failed outright (connection refused, HTTP 500): one miss, without waiting for its timeout.
+    /// A probe or ping that was asked for failed outright (connection refused, HTTP 500): one miss, without waiting for its
+    /// timeout. Not to be reported of a ping whose timeout has passed: that is a miss already.
     PingFailed(WorkerId, Generation),
-    /// `EXTEND_TIMEOUT_USEC`: start-up or stop may take at least this long from now.
+    /// `EXTEND_TIMEOUT_USEC`: start-up or stop may take at least this long from now, but never more than an hour in all,
+    /// however often it is said.
     TimeoutExtended(WorkerId, Generation, Duration),
-    /// `WATCHDOG_USEC`: from now on this is the longest time between two beats.
+    /// `WATCHDOG_USEC`: from now on this is the longest time between two beats (at least 10 ms). Only for a worker that
+    /// beats by itself; for one that is pinged it changes nothing.
     BeatIntervalSet(WorkerId, Generation, Duration),
     /// `STOPPING=1`: it is ending by itself; beats are no longer expected and the stop grace runs from now.
     StopAnnounced(WorkerId, Generation),
-    /// `WATCHDOG=trigger`: the worker says that it is broken; treated as the last missed beat.
+    /// `WATCHDOG=trigger`: the worker says that it is broken; treated as the last missed beat, where heartbeats are watched.
     BreakageAnnounced(WorkerId, Generation),
     /// The worker's processes have ended, with this status of the main process. Its cgroup may still hold something.
     Exited(WorkerId, Generation, Ended),
@@ -135,7 +153,8 @@ pub enum Effect {
     Spawn(WorkerId, Generation),
     /// Send this signal to the main process.
     Signal(WorkerId, Generation, i32),
-    /// Empty its cgroup (`cgroup.kill`); `Exited` and `Emptied` follow.
+    /// Empty its cgroup (`cgroup.kill`); `Exited` and `Emptied` follow. May come while a spawn is unanswered, then
+    /// `SpawnFailed` may follow instead; and again for a `stuck` worker.
     Kill(WorkerId, Generation),
     /// Ask for a sign of life; answered by `Beat`, by `PingFailed`, or not at all.
     Ping(WorkerId, Generation),

@@ -1,1 +1,19 @@
-//! Placeholder.
+//! Kernel objects made safe: each is created, asked and removed here, through descriptors instead of paths.
+//!
+//! Knows nothing of pools' states or policies and never decides what should happen; `daemon` calls in here to carry out
+//! what the engine decided.
+
+pub mod cgroup;
+pub mod doctor;
+pub mod identity;
+pub mod init_image;
+pub mod kernel;
+pub mod logfile;
+pub mod mountinfo;
+pub mod mounts;
+pub mod seccomp;
+pub mod spawn;
+pub mod workdir;
+
+#[cfg(test)]
+pub(crate) mod test_needs;

@@ -6,6 +6,7 @@
 pub mod channel;
 pub mod control;
 pub mod escape;
+pub mod init;
 pub mod json;
 pub mod notify;
 pub mod service;

@@ -2,13 +2,30 @@
 //!
 //! Never touches files. `daemon` and `cli` read the bytes and call in here; `engine` and `host` take the types.
 
+mod account;
+mod config;
+mod cpuset;
 mod names;
 mod policy;
 mod pool;
+mod scalar;
+mod signal;
+mod template;
 
+pub use account::{ACCOUNT_ID_MAX, Account};
+pub use config::{
+    CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, ConfigError, ConfigErrors, PoolOverrides, check_pools, parse_config,
+    pool_from_command, reference,
+};
 pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, WorkerId};
 pub use policy::{Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
 pub use pool::{
     Bind, Config, Cpuset, DaemonSpec, Grantee, Identity, Limit, Limits, LimitsMode, Listen, LogFormat, LogSpec, Net,
     OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp,
 };
+pub use scalar::{
+    ScalarError, format_bytes, format_cpus, format_duration, is_unlimited, parse_bytes, parse_cpus, parse_duration,
+    parse_port,
+};
+pub use signal::{format_signal, parse_signal};
+pub use template::{Placeholders, expand};

@@ -11,7 +11,7 @@ pub const NAME_BYTES_MAX: usize = 63;
 
 /// A name was not of the one grammar that names have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("name {shown:?} is not valid: {expected}")]
+#[error("name {shown:?} is not valid; expected {expected}")]
 pub struct NameError {
     /// The name, cut to a printable length.
     pub shown: String,
@@ -22,18 +22,18 @@ pub struct NameError {
 fn check(name: &str) -> Result<(), NameError> {
     let refuse = |expected| Err(NameError { shown: name.chars().take(80).collect(), expected });
     if name.is_empty() {
-        return refuse("expected at least one character");
+        return refuse("at least one character");
     }
     if name.len() > NAME_BYTES_MAX {
-        return refuse("expected at most 63 characters");
+        return refuse("at most 63 characters");
     }
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = name.as_bytes();
     if !bytes.first().copied().is_some_and(inner) {
-        return refuse("expected a lower-case letter or a digit first");
+        return refuse("a lower-case letter or a digit first");
     }
     if !bytes.iter().copied().all(|b| inner(b) || b == b'-') {
-        return refuse("expected only lower-case letters, digits and '-'");
+        return refuse("only lower-case letters, digits and '-'");
     }
     Ok(())
 }

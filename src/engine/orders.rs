@@ -1,0 +1,295 @@
+//! What each order of an operator, a reload or a shutdown does to pools and workers.
+//!
+//! Every order that carries a [`CallId`] is answered exactly once: at once, when the workers it waits for have settled,
+//! or at a deadline of its own. Never steps a worker but through [`Engine::apply`]. Called by [`Engine::handle`].
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::calls::{Ask, Wish};
+use super::pool::Pool;
+use super::shutdown::Shutdown;
+use super::step::{After, Event, Phase};
+use super::timers::Key;
+use super::worker::{EXTENSION_MAX, Worker};
+use super::{Answer, CallId, Cause, Effect, Engine, Target, Time};
+use crate::spec::{PoolId, PoolPolicy, WorkerId};
+
+/// What a call is patient for beyond what its workers may take.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// Whether an order reaches workers whose place is being given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    Included,
+    Excluded,
+}
+
+impl Engine {
+    pub(super) fn define(&mut self, id: PoolId, policy: PoolPolicy, now: Time) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        let Some(pool) = self.pools.get_mut(&id) else {
+            self.pools.insert(id, Pool::new(policy));
+            return self.fit_to_size(id, now);
+        };
+        if pool.removed {
+            return;
+        }
+        let heartbeat = pool.policy.heartbeat;
+        pool.redefine(policy);
+        if pool.policy.heartbeat != heartbeat {
+            self.renew_monitors(id, now);
+        }
+        self.fit_to_size(id, now);
+    }
+
+    fn renew_monitors(&mut self, id: PoolId, now: Time) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        for worker in pool.slots.values_mut() {
+            worker.renew_monitor(&pool.policy, now);
+            worker.report(now, &mut self.effects);
+            let beat_due = worker.beat_due();
+            self.timers.arm(Key::Beat(worker.id), &mut worker.armed_beat, beat_due);
+        }
+    }
+
+    /// Adds the places that are missing; gives up those that are too many, highest first.
+    fn fit_to_size(&mut self, id: PoolId, now: Time) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        let wanted = pool.wanted;
+        let surplus: Vec<u32> = pool.slots.range(wanted..).map(|(&slot, _)| slot).rev().collect();
+        for slot in 0..wanted {
+            let worker = WorkerId { pool: id, slot };
+            match self.pools.get(&id).and_then(|pool| pool.slots.get(&slot)) {
+                None => self.add(worker, now),
+                Some(found) if found.after == Some(After::Gone) => self.apply(worker, Event::Start, now),
+                Some(_) => {}
+            }
+        }
+        for slot in surplus {
+            self.apply(WorkerId { pool: id, slot }, Event::Stop(After::Gone, Cause::Requested), now);
+        }
+        self.touched.insert(id);
+    }
+
+    fn add(&mut self, id: WorkerId, now: Time) {
+        let Some(pool) = self.pools.get_mut(&id.pool) else { return };
+        let mut worker = Worker::new(id, now);
+        worker.turn = pool.enqueue(id.slot);
+        worker.report(now, &mut self.effects);
+        pool.slots.insert(id.slot, worker);
+        self.busy += 1;
+    }
+
+    pub(super) fn remove(&mut self, id: PoolId, now: Time) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        pool.removed = true;
+        let slots: Vec<u32> = pool.slots.keys().rev().copied().collect();
+        for slot in slots {
+            self.apply(WorkerId { pool: id, slot }, Event::Stop(After::Gone, Cause::Requested), now);
+        }
+        self.forget_if_empty(id);
+    }
+
+    /// The workers that an order is about; `None` if there is no such pool or worker.
+    fn resolve(&self, target: Target, leaving: Leaving) -> Option<Vec<WorkerId>> {
+        let reached = |worker: &&Worker| leaving == Leaving::Included || worker.after != Some(After::Gone);
+        let known = |pool: &&Pool| leaving == Leaving::Included || !pool.removed;
+        let all = |pool: &Pool| pool.slots.values().filter(reached).map(|worker| worker.id).collect::<Vec<_>>();
+        match target {
+            Target::All => Some(self.pools.values().filter(known).flat_map(all).collect()),
+            Target::Pool(id) => self.pools.get(&id).filter(known).map(all),
+            Target::Worker(id) => {
+                let pool = self.pools.get(&id.pool).filter(known)?;
+                pool.slots.get(&id.slot).filter(reached).map(|worker| vec![worker.id])
+            }
+        }
+    }
+
+    /// The workers that an order is about, or its answer.
+    fn targets(&mut self, call: CallId, target: Target, leaving: Leaving) -> Option<Vec<WorkerId>> {
+        let found = self.resolve(target, leaving);
+        if found.is_none() {
+            self.effects.push_back(Effect::Answer(call, Answer::NotFound));
+        }
+        found
+    }
+
+    fn refused(&mut self, call: CallId) -> bool {
+        let refused = self.shutdown.is_some();
+        if refused {
+            self.effects.push_back(Effect::Answer(call, Answer::ShuttingDown));
+        }
+        refused
+    }
+
+    /// Brings all targets up, by `event`, and answers when they are.
+    pub(super) fn bring_up(&mut self, call: CallId, target: Target, event: Event, now: Time) {
+        if self.refused(call) {
+            return;
+        }
+        let Some(targets) = self.targets(call, target, Leaving::Excluded) else { return };
+        let patience = self.start_bound(&targets);
+        for &worker in &targets {
+            self.apply(worker, event, now);
+        }
+        let pending = targets.iter().filter(|&&worker| self.is_rising(worker)).map(|&w| (w, Wish::Up)).collect();
+        self.wait(call, Ask::Up(targets), pending, now.after(patience));
+    }
+
+    /// Stops all targets and answers when they are empty.
+    pub(super) fn stop(&mut self, call: CallId, target: Target, now: Time) {
+        if self.refused(call) {
+            return;
+        }
+        let Some(targets) = self.targets(call, target, Leaving::Included) else { return };
+        let patience = self.stop_bound(&targets);
+        for &worker in &targets {
+            self.apply(worker, Event::Stop(After::Down, Cause::Requested), now);
+        }
+        let pending = targets.iter().filter(|&&worker| self.is_falling(worker)).map(|&w| (w, Wish::Down)).collect();
+        self.wait(call, Ask::Down(targets), pending, now.after(patience));
+    }
+
+    pub(super) fn scale(&mut self, call: CallId, id: PoolId, wanted: u32, now: Time) {
+        if self.refused(call) {
+            return;
+        }
+        let Some(pool) = self.pools.get_mut(&id).filter(|pool| !pool.removed) else {
+            return self.effects.push_back(Effect::Answer(call, Answer::NotFound));
+        };
+        let size = pool.policy.size;
+        if wanted < size.min || wanted > size.max {
+            let refusal = Answer::OutOfRange { min: size.min, max: size.max };
+            return self.effects.push_back(Effect::Answer(call, refusal));
+        }
+        pool.wanted = wanted;
+        self.fit_to_size(id, now);
+        let all = self.resolve(Target::Pool(id), Leaving::Included).unwrap_or_default();
+        let patience = self.start_bound(&all).max(self.stop_bound(&all));
+        let (stay, leave): (Vec<_>, Vec<_>) = all.into_iter().partition(|worker| worker.slot < wanted);
+        let rising = stay.into_iter().filter(|&worker| self.is_rising(worker)).map(|w| (w, Wish::Up));
+        let falling = leave.into_iter().filter(|&worker| self.is_falling(worker)).map(|w| (w, Wish::Down));
+        let pending = rising.chain(falling).collect();
+        self.wait(call, Ask::Size(id, wanted), pending, now.after(patience));
+    }
+
+    /// Kills or signals; answered at once with how many of the targets could be reached.
+    pub(super) fn kill(&mut self, call: CallId, target: Target, event: Event, now: Time) {
+        let Some(targets) = self.targets(call, target, Leaving::Included) else { return };
+        let mut achieved = 0;
+        for &worker in &targets {
+            let reached = self.find(worker).is_some_and(|worker| match worker.phase {
+                Phase::Starting | Phase::Running | Phase::Stopping => true,
+                Phase::Spawning | Phase::Aborting | Phase::Killing | Phase::Stuck => {
+                    matches!(event, Event::Kill(_))
+                }
+                Phase::Stopped | Phase::Crashed | Phase::Queued | Phase::Emptying | Phase::Waiting => false,
+            });
+            achieved += u32::from(reached);
+            self.apply(worker, event, now);
+        }
+        self.effects.push_back(Effect::Answer(call, Answer::Done { achieved, wanted: count(targets.len()) }));
+    }
+
+    /// Forgives; answered at once with how many were held back.
+    pub(super) fn reset(&mut self, call: CallId, target: Target, now: Time) {
+        if self.refused(call) {
+            return;
+        }
+        let Some(targets) = self.targets(call, target, Leaving::Excluded) else { return };
+        let held_back = targets.iter().filter(|&&worker| self.find(worker).is_some_and(Worker::is_held_back)).count();
+        for &worker in &targets {
+            self.apply(worker, Event::Reset, now);
+        }
+        let reset = count(held_back);
+        self.effects.push_back(Effect::Answer(call, Answer::Done { achieved: reset, wanted: reset }));
+    }
+
+    pub(super) fn shut_down(&mut self, patience: Duration, now: Time) {
+        let deadline = now.after(patience);
+        if let Some(shutdown) = &mut self.shutdown {
+            shutdown.shorten(deadline);
+        } else {
+            self.shutdown = Some(Shutdown::new(deadline));
+            self.refuse_open_calls();
+            for worker in self.resolve(Target::All, Leaving::Included).unwrap_or_default() {
+                self.apply(worker, Event::Stop(After::Down, Cause::Shutdown), now);
+            }
+        }
+        if let Some(shutdown) = &mut self.shutdown {
+            let wanted = shutdown.wanted();
+            self.timers.arm(Key::Shutdown, &mut shutdown.armed, wanted);
+        }
+    }
+
+    /// What was to come up will not; what was to go down will.
+    fn refuse_open_calls(&mut self) {
+        let waiting_for_up = |ask: &Ask| match ask {
+            Ask::Up(_) | Ask::Size(..) => true,
+            Ask::Down(_) => false,
+        };
+        let refused: Vec<CallId> = self.calls.iter().filter(|(_, ask)| waiting_for_up(ask)).map(|(id, _)| id).collect();
+        for id in refused {
+            self.answer(id, Some(Answer::ShuttingDown));
+        }
+    }
+
+    /// Kills whatever shutdown's patience has left.
+    pub(super) fn kill_remaining(&mut self, now: Time) {
+        for id in self.resolve(Target::All, Leaving::Included).unwrap_or_default() {
+            if self.find(id).is_some_and(Worker::is_busy) {
+                self.apply(id, Event::Kill(Cause::Shutdown), now);
+            }
+        }
+    }
+
+    fn wait(&mut self, call: CallId, ask: Ask, pending: BTreeSet<(WorkerId, Wish)>, deadline: Time) {
+        let done = pending.is_empty();
+        let open = self.calls.open(call, ask, pending);
+        if done {
+            self.answer(call, None);
+        } else {
+            self.timers.arm(Key::Call(call), &mut open.armed, Some(deadline));
+        }
+    }
+
+    /// Whether a worker is on its way to be ready.
+    fn is_rising(&self, id: WorkerId) -> bool {
+        self.find(id).is_some_and(|worker| match worker.phase {
+            Phase::Queued | Phase::Spawning | Phase::Starting => true,
+            Phase::Aborting | Phase::Stopping | Phase::Killing | Phase::Emptying => match worker.after {
+                None | Some(After::Again) => true,
+                Some(After::Down | After::Gone) => false,
+            },
+            Phase::Running | Phase::Stopped | Phase::Crashed | Phase::Waiting | Phase::Stuck => false,
+        })
+    }
+
+    /// Whether a worker is on its way to be empty.
+    fn is_falling(&self, id: WorkerId) -> bool {
+        self.find(id).is_some_and(Worker::is_busy)
+    }
+
+    fn start_bound(&self, targets: &[WorkerId]) -> Duration {
+        self.bound(targets, |pool| pool.start_bound(targets.len()))
+    }
+
+    /// An extension by the worker prolongs its stop, but never beyond [`EXTENSION_MAX`].
+    fn stop_bound(&self, targets: &[WorkerId]) -> Duration {
+        self.bound(targets, |pool| pool.stop_bound().max(EXTENSION_MAX + pool.policy.stop.kill_timeout))
+    }
+
+    fn bound(&self, targets: &[WorkerId], of: impl Fn(&Pool) -> Duration) -> Duration {
+        let pools: BTreeSet<PoolId> = targets.iter().map(|worker| worker.pool).collect();
+        let longest = pools.iter().filter_map(|id| self.pools.get(id)).map(of).max();
+        longest.unwrap_or_default().saturating_add(MARGIN)
+    }
+}
+
+/// A number of workers; there are never more than `u32` counts.
+pub(super) fn count(workers: usize) -> u32 {
+    u32::try_from(workers).unwrap_or(u32::MAX)
+}

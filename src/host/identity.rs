@@ -1,0 +1,130 @@
+//! Who workers run as: private uids, private ranges for user namespaces, users of the host.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
+
+/// How many ids a `mapped` worker has.
+pub const MAPPED_RANGE: u32 = 65_536;
+
+/// An identity cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The host has no such user.
+    #[error("there is no user {name:?} on this host")]
+    NoUser {
+        /// The name.
+        name: String,
+    },
+    /// Looking the user up failed.
+    #[error("look up user {name:?}")]
+    Lookup {
+        /// The name.
+        name: String,
+        /// The library's reason.
+        source: nix::Error,
+    },
+    /// The kernel refused a user namespace.
+    #[error("make a user namespace over uids {base}..{}", base + MAPPED_RANGE)]
+    UserNamespace {
+        /// First uid of the range.
+        base: u32,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// More workers at once than there are ids.
+    #[error("all {count} private ids are in use")]
+    Exhausted {
+        /// How many there are.
+        count: u32,
+    },
+}
+
+/// A user of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostUser {
+    /// Its uid.
+    pub uid: u32,
+    /// Its primary gid.
+    pub gid: u32,
+}
+
+/// Looks a user up by name or number. Reads the host's user database and may block on it: at start and reload only.
+///
+/// # Errors
+/// [`IdentityError::NoUser`], [`IdentityError::Lookup`].
+pub fn host_user(name: &str) -> Result<HostUser, IdentityError> {
+    let failed = |source| IdentityError::Lookup { name: name.to_owned(), source };
+    let found = match name.parse::<u32>() {
+        Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).map_err(failed)?,
+        Err(_not_a_number) => nix::unistd::User::from_name(name).map_err(failed)?,
+    };
+    match (found, name.parse::<u32>()) {
+        (Some(user), _) => Ok(HostUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),
+        // A number needs no entry in the database.
+        (None, Ok(id)) => Ok(HostUser { uid: id, gid: id }),
+        (None, Err(_not_a_number)) => Err(IdentityError::NoUser { name: name.to_owned() }),
+    }
+}
+
+/// Makes a user namespace in which ids 0..65,536 are `base`.. outside.
+///
+/// # Errors
+/// [`IdentityError::UserNamespace`].
+pub fn user_namespace(base: u32) -> Result<OwnedFd, IdentityError> {
+    let refused = |source| IdentityError::UserNamespace { base, source };
+    let proc_dir = open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let proc_dir = proc_dir.map_err(|e| refused(e.into()))?;
+    crate::sys::spawn::user_namespace(base, MAPPED_RANGE, proc_dir.as_fd()).map_err(refused)
+}
+
+/// Gives out numbers 0..`count`, each to one holder at a time, the one that has been free for longest first, so that a
+/// file left behind under an id does not meet its next holder soon.
+#[derive(Debug)]
+pub struct IdPool {
+    count: u32,
+    fresh: u32,
+    free: std::collections::VecDeque<u32>,
+}
+
+impl IdPool {
+    /// A pool of `count` numbers.
+    #[must_use]
+    pub fn new(count: u32) -> Self {
+        Self { count, fresh: 0, free: std::collections::VecDeque::new() }
+    }
+
+    /// Takes a number.
+    ///
+    /// # Errors
+    /// [`IdentityError::Exhausted`].
+    pub fn take(&mut self) -> Result<u32, IdentityError> {
+        if self.fresh < self.count {
+            self.fresh += 1;
+            return Ok(self.fresh - 1);
+        }
+        self.free.pop_front().ok_or(IdentityError::Exhausted { count: self.count })
+    }
+
+    /// Gives a number back, once nothing runs under it any more.
+    pub fn give_back(&mut self, id: u32) {
+        debug_assert!(id < self.fresh && !self.free.contains(&id), "an id is given back once");
+        self.free.push_back(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_one_holder() {
+        let mut pool = IdPool::new(3);
+        let taken = [pool.take().unwrap(), pool.take().unwrap(), pool.take().unwrap()];
+        assert_eq!(taken, [0, 1, 2]);
+        assert!(matches!(pool.take(), Err(IdentityError::Exhausted { count: 3 })));
+        pool.give_back(1);
+        assert_eq!(pool.take().unwrap(), 1);
+    }
+}

@@ -1,0 +1,131 @@
+//! Starting a worker: clone, and the sentence for what went wrong.
+//!
+//! The order of calls: [`begin`], then either the init's first report or its death ends the birth, by
+//! [`Birth::release`]; [`step_failed`] and [`program_failed`] put a failure into words.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::protocol::init::{Report, step};
+use crate::sys::spawn::Stage;
+
+pub use crate::sys::spawn::{Birth, Gone, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, Stack, WORK_TARGET};
+
+/// A worker could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The clone itself.
+    #[error("clone a process into the worker's cgroup and namespaces")]
+    Clone {
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Memory for the child's stack.
+    #[error("map a stack for the child")]
+    Stack {
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A step between clone and exec.
+    #[error("{what}")]
+    Step {
+        /// The step, as a sentence's part.
+        what: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A step of the init before the program ran.
+    #[error("{what}")]
+    Program {
+        /// The step, as a sentence's part.
+        what: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The child was killed before it could say anything.
+    #[error("the worker's first process was killed before its program ran")]
+    Killed,
+}
+
+/// A process that was just cloned.
+#[derive(Debug)]
+pub struct Child {
+    /// Names it for ever.
+    pub pidfd: OwnedFd,
+    /// Its pid on the host; for people, never for system calls.
+    pub pid: i32,
+    /// What it still reads of the daemon's memory.
+    pub birth: Birth,
+}
+
+/// Clones a worker's first process into `cgroup`; `stack` is one that an earlier birth gave back.
+///
+/// # Errors
+/// [`SpawnError::Clone`], [`SpawnError::Stack`]; what goes wrong later shows at the child's exit or in its init's report.
+pub fn begin(plan: Plan, cgroup: Option<BorrowedFd<'_>>, stack: Option<Stack>) -> Result<Child, SpawnError> {
+    let stack = match stack {
+        Some(stack) => stack,
+        None => Stack::new().map_err(|source| SpawnError::Stack { source })?,
+    };
+    let (birth, pidfd, pid) = Birth::begin(plan, stack, cgroup).map_err(|source| SpawnError::Clone { source })?;
+    Ok(Child { pidfd, pid, birth })
+}
+
+/// Why a child ended without its init having said a word.
+#[must_use]
+pub fn step_failed(birth: &Birth) -> SpawnError {
+    match birth.failure() {
+        Some((stage, errno)) => SpawnError::Step { what: sentence(stage), source: io::Error::from_raw_os_error(errno) },
+        None => SpawnError::Killed,
+    }
+}
+
+const fn sentence(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Started => "begin",
+        Stage::Session => "make a session of its own",
+        Stage::OpenWorkDir => "open its directory",
+        Stage::OpenRoot => "open its root directory",
+        Stage::JoinTemplate => "join the pool's template mount namespace",
+        Stage::Unshare => "copy the template mount namespace",
+        Stage::JoinNetwork => "join the network namespace",
+        Stage::Loopback => "bring up the loopback interface",
+        Stage::AttachRoot => "mount its overlay root",
+        Stage::AttachWorkDir => "mount its directory",
+        Stage::MountProc => "mount its /proc",
+        Stage::MaskProc => "mask its /proc",
+        Stage::MountTmp => "mount its /tmp",
+        Stage::MountShm => "mount its /dev/shm",
+        Stage::MountPts => "mount its /dev/pts",
+        Stage::PivotRoot => "pivot to its root",
+        Stage::Hostname => "set its host name",
+        Stage::Keyring => "make its session keyring",
+        Stage::BoundingSet => "empty its capability bounding set",
+        Stage::JoinUser => "join its user namespace",
+        Stage::Groups => "set its supplementary groups",
+        Stage::Gid => "set its gid",
+        Stage::Uid => "set its uid",
+        Stage::VerifyIds => "verify its uid and gid",
+        Stage::Capabilities => "drop its capabilities",
+        Stage::NoNewPrivileges => "set no_new_privs",
+        Stage::ParentDeath => "tie it to the daemon's life",
+        Stage::Descriptors => "put its descriptors in place",
+        Stage::Exec => "execute its init",
+    }
+}
+
+/// Why the init says that the program does not run; `program` is the command's first word, `cwd` its directory.
+#[must_use]
+pub fn program_failed(report: &Report, program: &str, cwd: &str) -> SpawnError {
+    let what = match report.a {
+        step::IMAGE => "read the start image".to_owned(),
+        step::CLONE => "clone the program's process".to_owned(),
+        step::DESCRIPTORS => "put the program's descriptors in place".to_owned(),
+        step::RLIMIT => "set the program's resource limits".to_owned(),
+        step::CWD => format!("enter {cwd}"),
+        step::SECCOMP => "install the system call filter".to_owned(),
+        _ => format!("execute {program:?}"),
+    };
+    let errno = i32::try_from(report.b).unwrap_or(0);
+    SpawnError::Program { what, source: io::Error::from_raw_os_error(errno) }
+}

@@ -1,0 +1,146 @@
+//! Paths, binds, listeners and probes as they are written.
+//!
+//! Only the form is checked here, never the file system: a path is absolute, bounded and has no `..`, so that what
+//! `host` opens by descriptors is what the operator reads in the file.
+
+use std::net::SocketAddr;
+use std::path::{Component, Path, PathBuf};
+
+use super::error::Fault;
+use super::node::Node;
+use crate::spec::{Bind, Listen, Net, Probe, Ready, Root, Seccomp};
+
+/// The longest path that the kernel takes, in bytes.
+pub(super) const PATH_BYTES_MAX: usize = 4095;
+/// The longest path that a unix socket takes, in bytes.
+const SOCKET_BYTES_MAX: usize = 107;
+
+/// Where nothing may be bound inside: the kernel's own trees.
+const KERNEL_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// Whether `text` is an absolute path without `..`, NUL or control characters, within the kernel's length.
+fn is_absolute(text: &str) -> bool {
+    let plain = text.len() <= PATH_BYTES_MAX && !text.chars().any(char::is_control);
+    plain && text.starts_with('/') && Path::new(text).components().all(|part| part != Component::ParentDir)
+}
+
+/// The path without repeated slashes and `.`.
+fn normal(text: &str) -> PathBuf {
+    Path::new(text).components().collect()
+}
+
+pub(super) fn absolute(node: &Node<'_>) -> Result<PathBuf, Fault> {
+    let text = node.text()?;
+    if is_absolute(text) { Ok(normal(text)) } else { Err(node.fault("an absolute path without \"..\"")) }
+}
+
+/// An absolute path or glob pattern.
+pub(super) fn pattern(node: &Node<'_>) -> Result<String, Fault> {
+    let text = node.text()?;
+    if is_absolute(text) && glob::Pattern::new(text).is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err(node.fault("an absolute path or glob pattern without \"..\""))
+    }
+}
+
+pub(super) fn root(node: &Node<'_>) -> Result<Root, Fault> {
+    let text = node.text()?;
+    match text {
+        "host" => Ok(Root::Host),
+        _ if is_absolute(text) && normal(text) != Path::new("/") => Ok(Root::Directory(normal(text))),
+        _ => Err(node.fault("\"host\" or the absolute path of a root directory")),
+    }
+}
+
+pub(super) fn net(node: &Node<'_>) -> Result<Net, Fault> {
+    match node.text()? {
+        "parent" => Ok(Net::Parent),
+        "own" => Ok(Net::Own),
+        text if is_absolute(text) => Ok(Net::Path(normal(text))),
+        _ => Err(node.fault("\"parent\", \"own\" or the absolute path of a network namespace")),
+    }
+}
+
+pub(super) fn seccomp(node: &Node<'_>) -> Result<Seccomp, Fault> {
+    match node.text()? {
+        "default" => Ok(Seccomp::Default),
+        "unconfined" => Ok(Seccomp::Unconfined),
+        text if is_absolute(text) => Ok(Seccomp::Profile(normal(text))),
+        _ => Err(node.fault("\"default\", \"unconfined\" or the absolute path of a profile")),
+    }
+}
+
+/// `SOURCE`, `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`.
+pub(super) fn bind(node: &Node<'_>) -> Result<Bind, Fault> {
+    const EXPECTED: &str = "\"/path\", \"/path:/inside\" or \"/path:/inside:rw\", both absolute without \"..\"";
+    let text = node.text()?;
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, writable) = match *parts.as_slice() {
+        [source] => (source, source, false),
+        [source, target] | [source, target, "ro"] => (source, target, false),
+        [source, target, "rw"] => (source, target, true),
+        _ => return Err(node.fault(EXPECTED)),
+    };
+    if !is_absolute(source) || !is_absolute(target) {
+        return Err(node.fault(EXPECTED));
+    }
+    let bind = Bind { source: normal(source), target: normal(target), writable };
+    if bind.target == Path::new("/") || KERNEL_TREES.iter().any(|tree| bind.target.starts_with(tree)) {
+        return Err(node.fault("a path inside other than / and what is in /proc, /sys and /dev"));
+    }
+    if bind.source.file_name().is_some_and(|name| name == "docker.sock") {
+        return Err(node.fault("anything but the Docker socket: whoever has it is root on the host"));
+    }
+    Ok(bind)
+}
+
+/// `tcp:ADDRESS:PORT` or `unix:/path`.
+pub(super) fn listen(node: &Node<'_>) -> Result<Listen, Fault> {
+    let text = node.text()?;
+    let refuse = || node.fault("\"tcp:127.0.0.1:9000\" or \"unix:/run/name.sock\"");
+    if let Some(address) = text.strip_prefix("tcp:") {
+        let address: SocketAddr = address.parse().ok().ok_or_else(refuse)?;
+        return if address.port() == 0 { Err(node.fault("a port from 1 to 65535")) } else { Ok(Listen::Tcp(address)) };
+    }
+    let path = text.strip_prefix("unix:").filter(|path| is_absolute(path)).ok_or_else(refuse)?;
+    if path.len() > SOCKET_BYTES_MAX {
+        return Err(node.fault(format!("a socket's path of at most {SOCKET_BYTES_MAX} bytes")));
+    }
+    Ok(Listen::Unix(normal(path)))
+}
+
+/// `tcp` or `http:/path`; `None` if it is neither.
+pub(super) fn probe(text: &str) -> Option<Probe> {
+    if text == "tcp" {
+        return Some(Probe::Tcp);
+    }
+    // The path goes into a request line: nothing in it may end the line or the word.
+    let path =
+        text.strip_prefix("http:").filter(|path| path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic()));
+    path.map(|path| Probe::Http { path: path.to_owned() })
+}
+
+pub(super) fn ready(node: &Node<'_>) -> Result<Ready, Fault> {
+    let text = node.text()?;
+    if let Some(name) = text.strip_prefix("file:") {
+        let inside = !name.is_empty()
+            && name.len() <= 255
+            && !name.chars().any(char::is_control)
+            && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        let refuse = || node.fault("\"file:NAME\" with a path below the worker's directory");
+        return if inside { Ok(Ready::File(normal(name))) } else { Err(refuse()) };
+    }
+    if let Some(probe) = probe(text) {
+        return Ok(Ready::Probe(probe));
+    }
+    match text {
+        "exec" => Ok(Ready::Exec),
+        "notify" => Ok(Ready::Notify),
+        "channel" => Ok(Ready::Channel),
+        _ => {
+            let near = super::keys::nearest(text, ["exec", "notify", "channel", "tcp"]);
+            Err(node.fault("exec, notify, channel, tcp, http:/path or file:NAME").suggest(near))
+        }
+    }
+}

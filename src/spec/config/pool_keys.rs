@@ -1,0 +1,531 @@
+//! The keys of `[pool.NAME]` and `[service.NAME]`.
+//!
+//! One row a key. What keys mean together is decided in `pool`.
+
+use std::time::Duration;
+
+use super::error::Faults;
+use super::keys::{Bounds, Key};
+use super::node::Node;
+use super::pool::{PoolDraft, WORKERS_MAX, command, variable};
+use super::{paths, pool_tables};
+use crate::spec::signal::parse_signal;
+use crate::spec::{Cpuset, Identity, Limit, OnSupervisorDeath};
+
+/// The longest argument or value of the environment, in bytes.
+pub(super) const TEXT_BYTES_MAX: usize = 32_768;
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// `RLIMIT_*` by the names that the file uses.
+const RLIMITS: [&str; 15] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "sigpending",
+    "stack",
+];
+
+/// The keys of `[pool.NAME]` and, but for the size, of `[service.NAME]`.
+pub(super) const KEYS: &[Key<PoolDraft>] = &[
+    Key {
+        name: "command",
+        aliases: &[],
+        variable: "",
+        kind: "list of strings",
+        default: "",
+        bounds: Bounds::Items(1024),
+        what: "Program and arguments. `{port}`, `{slot}`, `{worker}` and `{dir}` are replaced in each worker; `{{` and `}}` are literal braces. Required.",
+        set: read_command,
+    },
+    Key {
+        name: "size",
+        aliases: &["pool_size"],
+        variable: "",
+        kind: "integer",
+        default: "1",
+        bounds: Bounds::Count(1, WORKERS_MAX as u64),
+        what: "How many workers. Not for services.",
+        set: |pool, node| {
+            not_for_services(pool, node)?;
+            pool.size = Some(node.count_u32()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "min",
+        aliases: &[],
+        variable: "",
+        kind: "integer",
+        default: "",
+        bounds: Bounds::Count(0, WORKERS_MAX as u64),
+        what: "With `max`, instead of `size`: never fewer than this many.",
+        set: |pool, node| {
+            not_for_services(pool, node)?;
+            pool.min = Some(node.count_u32()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "max",
+        aliases: &[],
+        variable: "",
+        kind: "integer",
+        default: "",
+        bounds: Bounds::Count(1, WORKERS_MAX as u64),
+        what: "With `min`, instead of `size`: never more than this many.",
+        set: |pool, node| {
+            not_for_services(pool, node)?;
+            pool.max = Some(node.count_u32()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "env",
+        aliases: &[],
+        variable: "",
+        kind: "table of strings",
+        default: "{}",
+        bounds: Bounds::Items(256),
+        what: "The whole environment, beside what halsup sets; nothing is inherited. Same replacements as `command`. `NOTIFY_SOCKET`, `LISTEN_*`, `WATCHDOG_*`, `HALSUP_*` and `LD_*` are refused.",
+        set: read_env,
+    },
+    Key {
+        name: "base_port",
+        aliases: &[],
+        variable: "",
+        kind: "integer",
+        default: "",
+        bounds: Bounds::Count(1, 65_535),
+        what: "Worker N is told port `base_port` + N, by `{port}`. Ranges of pools in one network do not overlap.",
+        set: |pool, node| {
+            pool.spec.base_port =
+                Some(u16::try_from(node.count()?).ok().ok_or_else(|| node.fault("a port from 1 to 65535"))?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "root",
+        aliases: &[],
+        variable: "",
+        kind: "word or path",
+        default: "\"host\"",
+        bounds: Bounds::Prose("host, /path"),
+        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory.",
+        set: |pool, node| {
+            pool.spec.root = paths::root(node)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "net",
+        aliases: &[],
+        variable: "",
+        kind: "word or path",
+        default: "\"parent\"",
+        bounds: Bounds::Prose("parent, own, /path"),
+        what: "The network. `parent`: the daemon's. `own`: nothing but a loopback. A path: the namespace there, such as `/run/netns/blue`.",
+        set: |pool, node| {
+            pool.spec.net = paths::net(node)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "identity",
+        aliases: &[],
+        variable: "",
+        kind: "word",
+        default: "\"dynamic\"",
+        bounds: Bounds::Prose("dynamic, mapped, host:NAME, unsafe-root"),
+        what: "Who it runs as. `dynamic`: an unprivileged user that nothing else uses. `mapped`: root inside, nobody outside. `host:NAME`: that user of the host, by name or number. `unsafe-root`: the host's root, without capabilities.",
+        set: |pool, node| {
+            pool.spec.identity = node.scalar(Identity::parse)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "link",
+        aliases: &[],
+        variable: "",
+        kind: "list of strings",
+        default: "[]",
+        bounds: Bounds::Items(256),
+        what: "Files that appear as links in each worker's directory: absolute paths or glob patterns.",
+        set: read_link,
+    },
+    Key {
+        name: "bind",
+        aliases: &["binds"],
+        variable: "",
+        kind: "list of strings",
+        default: "[]",
+        bounds: Bounds::Items(64),
+        what: "Host files and directories that appear inside: `/path`, `/path:/inside` or `/path:/inside:rw`; read-only without `rw`.",
+        set: |pool, node| {
+            pool.spec.binds = each(node, Bounds::Length(2 * paths::PATH_BYTES_MAX + 4), paths::bind)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "memory",
+        aliases: &[],
+        variable: "WORKER_MEMORY",
+        kind: "size",
+        default: "\"4g\"",
+        bounds: Bounds::Bytes(1 << 20, 1 << 50),
+        what: "`memory.max`; more is killed. `\"max\"` is no limit.",
+        set: |pool, node| {
+            pool.spec.limits.memory_bytes = asked(node.bytes_or_unlimited()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "memory_high",
+        aliases: &[],
+        variable: "",
+        kind: "size",
+        default: "",
+        bounds: Bounds::Bytes(1 << 20, 1 << 50),
+        what: "`memory.high`; more is slowed down and reclaimed. At most `memory`.",
+        set: |pool, node| {
+            pool.spec.limits.memory_high_bytes = asked(node.bytes_or_unlimited()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "swap",
+        aliases: &[],
+        variable: "",
+        kind: "size",
+        default: "0",
+        bounds: Bounds::Bytes(0, 1 << 50),
+        what: "`memory.swap.max`. `\"max\"` is no limit.",
+        set: |pool, node| {
+            pool.spec.limits.swap_bytes = asked(node.bytes_or_unlimited()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "oom_group",
+        aliases: &[],
+        variable: "",
+        kind: "boolean",
+        default: "true",
+        bounds: Bounds::None,
+        what: "`memory.oom.group`: running out of memory takes the whole worker, never half of it.",
+        set: |pool, node| {
+            pool.spec.limits.oom_group = node.boolean()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "cpus",
+        aliases: &[],
+        variable: "WORKER_CPUS",
+        kind: "number",
+        default: "2",
+        bounds: Bounds::Prose("0.01 to 1024"),
+        what: "`cpu.max`, in processors: `2`, `0.5`. `\"max\"` is no limit.",
+        set: |pool, node| {
+            pool.spec.limits.cpu_millis = asked(node.cpus_or_unlimited()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "cpu_weight",
+        aliases: &[],
+        variable: "",
+        kind: "integer",
+        default: "",
+        bounds: Bounds::Count(1, 10_000),
+        what: "`cpu.weight`: share when processors are scarce; the kernel's default is 100.",
+        set: |pool, node| {
+            pool.spec.limits.cpu_weight = asked(Some(node.count()?));
+            Ok(())
+        },
+    },
+    Key {
+        name: "pids",
+        aliases: &["pids_limit"],
+        variable: "WORKER_PIDS_LIMIT",
+        kind: "integer",
+        default: "100",
+        bounds: Bounds::Count(2, 4_194_304),
+        what: "`pids.max`: processes and threads, halsup's own init included. `\"max\"` is no limit.",
+        set: |pool, node| {
+            pool.spec.limits.pids = asked(node.count_or_unlimited()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "cpuset",
+        aliases: &[],
+        variable: "",
+        kind: "string",
+        default: "",
+        bounds: Bounds::Prose("processors 0 to 1023"),
+        what: "`cpuset.cpus`, such as `\"0-1,4\"`.",
+        set: |pool, node| {
+            pool.spec.limits.cpuset = asked(Some(node.scalar(Cpuset::parse)?));
+            Ok(())
+        },
+    },
+    Key {
+        name: "rlimits",
+        aliases: &[],
+        variable: "",
+        kind: "table of integers",
+        default: "{}",
+        bounds: Bounds::Items(16),
+        what: "Resource limits of each process, soft and hard, by lower-case name: `{ nofile = 1024, core = 0 }`. `\"unlimited\"` is no limit.",
+        set: read_rlimits,
+    },
+    Key {
+        name: "seccomp",
+        aliases: &[],
+        variable: "",
+        kind: "word or path",
+        default: "\"default\"",
+        bounds: Bounds::Prose("default, unconfined, /path"),
+        what: "System calls that are allowed: the built-in list, all, or a profile in Docker's JSON format.",
+        set: |pool, node| {
+            pool.spec.seccomp = paths::seccomp(node)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "ready",
+        aliases: &[],
+        variable: "",
+        kind: "word",
+        default: "\"exec\"",
+        bounds: Bounds::Prose("exec, notify, channel, http:/path, tcp, file:NAME"),
+        what: "How a worker becomes ready. `exec`: as soon as its program runs. `notify`: `READY=1` by sd_notify. `channel`: a `ready` frame. `http:/path`: its port answers 2xx. `tcp`: its port accepts. `file:NAME`: the file exists in its directory.",
+        set: |pool, node| {
+            pool.spec.ready = paths::ready(node)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "ready_timeout",
+        aliases: &["ready_timeout_ms"],
+        variable: "",
+        kind: "duration",
+        default: "\"30s\"",
+        bounds: Bounds::Time(Duration::from_millis(10), DAY),
+        what: "A worker that is not ready after this long is killed.",
+        set: |pool, node| {
+            pool.spec.policy.startup.ready_timeout = node.duration()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "startup_batch_size",
+        aliases: &[],
+        variable: "",
+        kind: "integer",
+        default: "8",
+        bounds: Bounds::Count(1, WORKERS_MAX as u64),
+        what: "At most this many workers begin at once.",
+        set: |pool, node| {
+            pool.spec.policy.startup.batch_size = node.count_u32()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "startup_batch_delay",
+        aliases: &["startup_batch_delay_ms"],
+        variable: "",
+        kind: "duration",
+        default: "\"0s\"",
+        bounds: Bounds::Time(Duration::ZERO, HOUR),
+        what: "Pause between two batches. None by default, because a start takes less than a millisecond.",
+        set: |pool, node| {
+            pool.spec.policy.startup.batch_delay = node.duration()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "restart",
+        aliases: &[],
+        variable: "",
+        kind: "boolean or table",
+        default: "true",
+        bounds: Bounds::None,
+        what: "Whether and when an ended worker is started again. Keys below.",
+        set: |pool, node| pool_tables::restart(&mut pool.spec.policy.restart, node),
+    },
+    Key {
+        name: "heartbeat",
+        aliases: &[],
+        variable: "",
+        kind: "boolean or table",
+        default: "",
+        bounds: Bounds::None,
+        what: "How a worker shows that it is alive. On by default for `ready = \"channel\"`, off for all others. Keys below.",
+        set: |pool, node| pool_tables::heartbeat(&mut pool.heartbeat, node),
+    },
+    Key {
+        name: "stop_signal",
+        aliases: &[],
+        variable: "",
+        kind: "signal",
+        default: "\"SIGTERM\"",
+        bounds: Bounds::Prose("name or 1 to 64"),
+        what: "The signal that asks the program to end.",
+        set: read_stop_signal,
+    },
+    Key {
+        name: "stop_grace",
+        aliases: &["stop_grace_ms"],
+        variable: "",
+        kind: "duration",
+        default: "\"10s\"",
+        bounds: Bounds::Time(Duration::ZERO, HOUR),
+        what: "Time between that signal and the kill of all that is left.",
+        set: |pool, node| {
+            pool.spec.policy.stop.grace = node.duration()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "kill_timeout",
+        aliases: &["kill_timeout_ms"],
+        variable: "",
+        kind: "duration",
+        default: "\"10s\"",
+        bounds: Bounds::Time(Duration::from_millis(10), HOUR),
+        what: "Time between the kill and the verdict `stuck`.",
+        set: |pool, node| {
+            pool.spec.policy.stop.kill_timeout = node.duration()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "listen",
+        aliases: &[],
+        variable: "",
+        kind: "list of strings",
+        default: "[]",
+        bounds: Bounds::Items(16),
+        what: "Sockets that the daemon binds once and hands to every worker as `LISTEN_FDS`: `tcp:127.0.0.1:9000`, `unix:/run/name.sock`. They survive every restart.",
+        set: |pool, node| {
+            pool.spec.listen = each(node, Bounds::Length(256), paths::listen)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "log",
+        aliases: &[],
+        variable: "",
+        kind: "table",
+        default: "",
+        bounds: Bounds::None,
+        what: "Its log files. Keys below.",
+        set: |pool, node| pool_tables::log(&mut pool.spec.log, node),
+    },
+    Key {
+        name: "on_supervisor_death",
+        aliases: &[],
+        variable: "",
+        kind: "duration or word",
+        default: "\"60s\"",
+        bounds: Bounds::Time(Duration::ZERO, DAY),
+        what: "What becomes of a worker when the daemon dies: it ends after this long unless a daemon has come back, at once with `\"0s\"`, never with `\"forever\"`.",
+        set: |pool, node| {
+            pool.spec.on_supervisor_death = match node.text() {
+                Ok("forever") => OnSupervisorDeath::Forever,
+                Ok(_) | Err(_) => OnSupervisorDeath::EndAfter(node.duration()?),
+            };
+            Ok(())
+        },
+    },
+];
+
+const fn asked<T: Copy>(value: Option<T>) -> Option<Limit<T>> {
+    match value {
+        Some(value) => Some(Limit { value, asked: true }),
+        None => None,
+    }
+}
+
+fn not_for_services(pool: &PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
+    if pool.spec.service {
+        return Err(node.place.fault("a service has exactly one worker", "[pool.NAME] for more").into());
+    }
+    Ok(())
+}
+
+/// Reads every item of a list and reports all that are wrong.
+fn each<'a, T, E: Into<Faults>>(
+    node: &Node<'a>,
+    bounds: Bounds,
+    read: impl Fn(&Node<'a>) -> Result<T, E>,
+) -> Result<Vec<T>, Faults> {
+    let (mut values, mut faults) = (Vec::new(), Faults::default());
+    for item in node.items(bounds)? {
+        values.extend(faults.note(read(&item)));
+    }
+    faults.or(values)
+}
+
+fn read_command(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
+    if let Ok(text) = node.text() {
+        let words: Vec<&str> = text.split_whitespace().take(16).collect();
+        return Err(node.fault(format!("a list of program and arguments, such as {words:?}")).into());
+    }
+    pool.spec.command = command(&node.items(Bounds::Length(TEXT_BYTES_MAX))?, &node.place)?;
+    Ok(())
+}
+
+fn read_env(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
+    let mut faults = Faults::default();
+    for (name, value) in node.entries(Bounds::Length(TEXT_BYTES_MAX))? {
+        if let Some(text) = faults.note(variable(name, &value)) {
+            pool.spec.env.insert(name.to_owned(), text);
+        }
+    }
+    faults.or(())
+}
+
+fn read_link(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
+    pool.spec.link = each(node, Bounds::Length(paths::PATH_BYTES_MAX), paths::pattern)?;
+    Ok(())
+}
+
+fn read_rlimits(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
+    let mut faults = Faults::default();
+    for (name, value) in node.entries(Bounds::None)? {
+        if faults.is_full() {
+            break;
+        }
+        if !RLIMITS.contains(&name) {
+            let near = super::keys::nearest(name, RLIMITS);
+            faults.push(value.place.fault("unknown resource", RLIMITS.join(", ")).suggest(near));
+            continue;
+        }
+        let read = if value.is_unlimited() { Ok(u64::MAX) } else { value.bytes() };
+        if let Some(limit) = faults.note(read) {
+            pool.spec.rlimits.insert(name.to_owned(), limit);
+        }
+    }
+    faults.or(())
+}
+
+fn read_stop_signal(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
+    // A bare integer is read by the grammar that texts are read by.
+    let written = node.count().map(|number| number.to_string()).or_else(|_| node.text().map(str::to_owned));
+    let parsed = parse_signal(&written.unwrap_or_default());
+    pool.spec.policy.stop.signal = parsed.map_err(|error| node.fault(error.expected))?;
+    Ok(())
+}

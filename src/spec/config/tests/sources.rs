@@ -1,0 +1,125 @@
+//! What comes from the environment and the command line, and which of them wins.
+
+use super::*;
+
+#[test]
+fn variables_of_the_daemon_override_the_file() {
+    let environment = variables(&[
+        ("HALSUP_INSTANCE", "green"),
+        ("HALSUP_STATE_DIR", "/srv/state"),
+        ("HALSUP_LIMITS", "require"),
+        ("HALSUP_LOG_LEVEL", "debug"),
+        ("HALSUP_LOG_FORMAT", ""),
+        ("HALSUP_OTHER", "x"),
+    ]);
+    let daemon = parse_config("[daemon]\ninstance = \"blue\"\nlog_format = \"json\"", &environment).unwrap().daemon;
+    assert_eq!(daemon.instance.as_str(), "green");
+    assert_eq!(daemon.runtime_dir, std::path::Path::new("/run/halsup-green"));
+    assert_eq!(daemon.state_dir, std::path::Path::new("/srv/state"));
+    assert_eq!((daemon.limits, daemon.log_level.as_str()), (LimitsMode::Require, "debug"));
+    assert_eq!(daemon.log_format, crate::spec::LogFormat::Json, "an empty variable says nothing");
+    let wrong = parse_config("", &variables(&[("HALSUP_LIMITS", "yes")])).unwrap_err().to_string();
+    assert_eq!(wrong, r#"HALSUP_LIMITS: found "yes"; expected auto, require"#);
+}
+
+#[test]
+fn variables_of_pools_fill_in() {
+    let environment = variables(&[("WORKER_MEMORY", "1g"), ("WORKER_CPUS", "0.5"), ("WORKER_PIDS_LIMIT", "64")]);
+    let text = "[pool.a]\ncommand = [\"x\"]\n[pool.b]\ncommand = [\"x\"]\nmemory = \"2g\"";
+    let pools = parse_config(text, &environment).unwrap().pools;
+    let memory: Vec<_> = pools.iter().map(|pool| pool.limits.memory_bytes).collect();
+    assert_eq!(memory, [asked(1 << 30), asked(2 << 30)]);
+    assert!(pools.iter().all(|pool| pool.limits.cpu_millis == asked(500) && pool.limits.pids == asked(64)));
+    let wrong = parse_config(text, &variables(&[("WORKER_MEMORY", "lots")])).unwrap_err().to_string();
+    assert_eq!(wrong, r#"WORKER_MEMORY: found "lots"; expected a size such as "4g" or "512M", 1m to 1024t"#);
+}
+
+fn words(command: &[&str]) -> Vec<String> {
+    command.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[test]
+fn a_command_line_is_as_good_as_a_file() {
+    let text = "[pool.web]\nsize = 3\ncommand = [\"serve\", \"{port}\"]\nmemory = \"1g\"\ncpus = 0.5\npids = 20\nbase_port = 8001\nready = \"tcp\"\nroot = \"/srv/r\"\nnet = \"parent\"\nidentity = \"mapped\"\nenv = { A = \"b=c\" }\nlink = [\"/srv/*\"]";
+    let text_of = |value: &str| Some(value.to_owned());
+    let overrides = PoolOverrides {
+        memory: text_of("1g"),
+        cpus: text_of("0.5"),
+        pids: text_of("20"),
+        base_port: text_of("8001"),
+        ready: text_of("tcp"),
+        root: text_of("/srv/r"),
+        net: text_of("parent"),
+        identity: text_of("mapped"),
+        env: words(&["A=x", "A=b=c"]),
+        link: words(&["/srv/*"]),
+    };
+    let name = PoolName::parse("web").unwrap();
+    let spec = pool_from_command(name, 3, &words(&["serve", "{port}"]), &overrides, &no_variables());
+    assert_eq!(spec, Ok(parse(text).pools.remove(0)));
+}
+
+#[test]
+fn options_override_variables() {
+    let environment = variables(&[("WORKER_MEMORY", "1g"), ("WORKER_CPUS", "1")]);
+    let overrides = PoolOverrides { memory: Some("2g".to_owned()), ..PoolOverrides::default() };
+    let name = PoolName::parse("web").unwrap();
+    let limits = pool_from_command(name, 1, &words(&["x"]), &overrides, &environment).unwrap().limits;
+    assert_eq!((limits.memory_bytes, limits.cpu_millis), (asked(2 << 30), asked(1000)));
+    assert_eq!(limits.pids, Some(Limit { value: 100, asked: false }));
+}
+
+#[test]
+fn mistakes_on_the_command_line_name_the_option() {
+    let text_of = |value: &str| Some(value.to_owned());
+    let wrong = |size, command: &[&str], overrides| {
+        let name = PoolName::parse("web").unwrap();
+        pool_from_command(name, size, &words(command), &overrides, &no_variables()).unwrap_err().to_string()
+    };
+    let none = PoolOverrides::default;
+    for (error, sentence) in [
+        (wrong(0, &["x"], none()), "--size: found \"0\"; expected a whole number, 1 to 10000"),
+        (wrong(1, &[], none()), "command: the command is empty; expected at least a program"),
+        (wrong(1, &["x", "{port}"], none()), "command: {port} needs a port; expected base_port to be written too"),
+        (wrong(1, &["x", "\0"], none()), r#"command[1]: found "\0"; expected text without NUL"#),
+        (
+            wrong(1, &["x"], PoolOverrides { cpus: text_of("many"), ..none() }),
+            "--cpus: found \"many\"; expected a number of processors from 0.01 to 1024, such as 2 or 0.5",
+        ),
+        (
+            wrong(1, &["x"], PoolOverrides { base_port: text_of("70000"), ..none() }),
+            "--base-port: found \"70000\"; expected a whole number, 1 to 65535",
+        ),
+        (
+            wrong(1, &["x"], PoolOverrides { env: words(&["A"]), ..none() }),
+            "--env: not an assignment; expected NAME=VALUE",
+        ),
+        (
+            wrong(1, &["x"], PoolOverrides { env: words(&["LD_X=1"]), ..none() }),
+            "--env.LD_X: reserved; expected another name than NOTIFY_SOCKET, LISTEN_*, WATCHDOG_*, HALSUP_* and LD_*",
+        ),
+        (
+            wrong(1, &["x"], PoolOverrides { link: words(&["x"]), ..none() }),
+            "--link: found \"x\"; expected an absolute path or glob pattern without \"..\"",
+        ),
+        (
+            wrong(1, &["x"], PoolOverrides { ready: text_of("tcp"), ..none() }),
+            "--ready: a probe needs a port; expected base_port to be written too",
+        ),
+    ] {
+        assert_eq!(error, sentence);
+    }
+}
+
+#[test]
+fn pools_from_different_places_are_checked_together() {
+    let config = parse("[pool.web]\ncommand = [\"x\"]\nbase_port = 80");
+    let mut pools = config.pools.clone();
+    assert_eq!(check_pools(&config.daemon, &pools), Ok(()));
+    pools.extend(config.pools);
+    let error = check_pools(&config.daemon, &pools).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "pool.web: another pool or service has this name\npool.web.base_port: ports 80 to 80 overlap ports 80 to 80 of web"
+    );
+}

@@ -1,0 +1,446 @@
+//! The system calls of a worker's init, beside those of [`super::raw`]. Built without std: needs nothing but `core`.
+//!
+//! The init is one process with one thread and static memory; its program is cloned with `CLONE_VM | CLONE_VFORK`, so the
+//! init stands still until the program has exec'd or failed.
+
+use core::ffi::{CStr, c_char};
+
+use super::raw::{self, Errno, Result, nr};
+use crate::protocol::init::{FIRST_PASSED_FD, Header, IMAGE_FD, MAGIC, Report, SOCKET_FD, step};
+
+/// The start image, mapped for the life of the init, its offsets turned into pointers.
+#[derive(Debug, Clone, Copy)]
+pub struct Image {
+    base: *mut u8,
+    header: Header,
+}
+
+const EINVAL: Errno = Errno(22);
+
+impl Image {
+    /// Maps the image that the daemon passed and checks it; every offset is checked against its size.
+    ///
+    /// # Errors
+    /// EINVAL for an image that is not what the daemon builds.
+    pub fn map() -> Result<Self> {
+        const SEEK_END: usize = 2;
+        let bytes = raw::lseek(raw::fd_arg(IMAGE_FD), 0, SEEK_END)?;
+        if bytes < size_of::<Header>() {
+            return Err(EINVAL);
+        }
+        const READ_WRITE: usize = 3;
+        const MAP_PRIVATE: usize = 2;
+        // SAFETY: a private mapping at an address of the kernel's choice; the file is sealed, so it cannot shrink below it.
+        let base =
+            raw::check(unsafe { raw::syscall(nr::MMAP, 0, bytes, READ_WRITE, MAP_PRIVATE, raw::fd_arg(IMAGE_FD), 0) })?
+                as *mut u8;
+        // SAFETY: the mapping is page-aligned and at least a header long.
+        let header = unsafe { base.cast::<Header>().read() };
+        let image = Self { base, header };
+        if header.magic != MAGIC || header.bytes != bytes as u64 {
+            return Err(EINVAL);
+        }
+        for table in [header.paths, header.argv, header.envp] {
+            image.relocate(table)?;
+        }
+        image.inside(header.cwd, 1)?;
+        image.inside(header.rlimits, header.rlimit_count.checked_mul(16).ok_or(EINVAL)?)?;
+        image.inside(header.seccomp, header.seccomp_len.checked_mul(8).ok_or(EINVAL)?)?;
+        Ok(image)
+    }
+
+    /// What the daemon wants of this worker.
+    #[must_use]
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    fn inside(&self, offset: u64, bytes: u64) -> Result<*mut u8> {
+        let end = offset.checked_add(bytes).ok_or(EINVAL)?;
+        if end > self.header.bytes {
+            return Err(EINVAL);
+        }
+        // The sum is at most the mapping's size, which is a usize.
+        #[expect(clippy::cast_possible_truncation, reason = "at most the size of the mapping")]
+        Ok(self.base.wrapping_add(offset as usize))
+    }
+
+    /// Turns a table of offsets into one of pointers, in place; the zero at its end stays a null pointer.
+    fn relocate(&self, table: u64) -> Result<()> {
+        if !table.is_multiple_of(8) {
+            return Err(EINVAL);
+        }
+        let mut at = table;
+        loop {
+            let slot = self.inside(at, 8)?.cast::<u64>();
+            // SAFETY: `inside` says that eight bytes are there, and tables are aligned to eight.
+            let offset = unsafe { slot.read() };
+            if offset == 0 {
+                return Ok(());
+            }
+            let string = self.inside(offset, 1)?;
+            // SAFETY: as above; the mapping is private, so the daemon's image is not changed.
+            unsafe { slot.write(string as u64) };
+            at = at.wrapping_add(8);
+        }
+    }
+
+    fn table(&self, offset: u64) -> *const *const c_char {
+        #[expect(clippy::cast_possible_truncation, reason = "checked against the mapping by map()")]
+        let at = self.base.wrapping_add(offset as usize);
+        at.cast::<*const c_char>()
+    }
+
+    fn cwd(&self) -> &CStr {
+        #[expect(clippy::cast_possible_truncation, reason = "checked against the mapping by map()")]
+        let at = self.base.wrapping_add(self.header.cwd as usize);
+        // SAFETY: the daemon ends every string with NUL, and the image's last byte is one.
+        unsafe { CStr::from_ptr(at.cast::<c_char>()) }
+    }
+}
+
+/// Why the program does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotStarted {
+    /// One of [`step`].
+    pub step: u64,
+    /// The error of that step.
+    pub errno: Errno,
+}
+
+/// The running program.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// Its pid in this namespace.
+    pub pid: i32,
+    /// Its pidfd.
+    pub pidfd: i32,
+}
+
+#[repr(C, align(16))]
+struct ProgramStack([u8; 16 * 1024]);
+
+struct Attempt {
+    image: Image,
+    failed: NotStarted,
+}
+
+/// Clones the program's process, which sets itself up and executes; returns when it has, or has failed.
+///
+/// # Errors
+/// The step that failed, and how.
+pub fn start_program(image: &Image) -> core::result::Result<Program, NotStarted> {
+    static mut STACK: ProgramStack = ProgramStack([0; 16 * 1024]);
+    let mut attempt = Attempt { image: *image, failed: NotStarted { step: step::CLONE, errno: Errno(0) } };
+    let mut pidfd: i32 = -1;
+    const CLONE_VM: u64 = 0x100;
+    const CLONE_PIDFD: u64 = 0x1000;
+    const CLONE_VFORK: u64 = 0x4000;
+    const SIGCHLD: u64 = 17;
+    let stack = (&raw mut STACK) as u64;
+    let args: [u64; 11] = [
+        CLONE_VM | CLONE_PIDFD | CLONE_VFORK,
+        (&raw mut pidfd) as u64,
+        0,
+        0,
+        SIGCHLD,
+        stack,
+        size_of::<ProgramStack>() as u64,
+        0,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: vfork keeps this frame and the static stack alive and untouched until the child has exec'd or exited;
+    // `program_entry` takes exactly an attempt and does not return.
+    let returned = unsafe { clone3(&args, program_entry, &raw mut attempt) };
+    // SAFETY: the child wrote through a pointer; reading it back volatile keeps the compiler from its earlier knowledge.
+    let failed = unsafe { (&raw const attempt.failed).read_volatile() };
+    match raw::check(returned) {
+        Err(errno) => Err(NotStarted { step: step::CLONE, errno }),
+        Ok(_) if failed.errno != Errno(0) => Err(failed),
+        Ok(pid) => {
+            // SAFETY: the kernel stored the descriptor here before clone3 returned.
+            let pidfd = unsafe { (&raw const pidfd).read_volatile() };
+            Ok(Program { pid: raw::fd_from(pid), pidfd })
+        }
+    }
+}
+
+/// # Safety
+/// `entry` must be sound to run with `attempt`; args must have `CLONE_VFORK` and a stack.
+unsafe fn clone3(args: &[u64; 11], entry: unsafe extern "C" fn(*mut Attempt) -> !, attempt: *mut Attempt) -> isize {
+    let result: isize;
+    // SAFETY: in the parent only rax, rcx and r11 change; the child has a stack of its own and never returns from `entry`.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") nr::CLONE3 => result,
+            in("rdi") args.as_ptr(),
+            in("rsi") size_of_val(args),
+            in("r12") attempt,
+            in("r13") entry,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+unsafe extern "C" fn program_entry(attempt: *mut Attempt) -> ! {
+    // SAFETY: `start_program` stands still in vfork and passed a pointer to its own local.
+    let attempt = unsafe { &mut *attempt };
+    attempt.failed = become_program(&attempt.image);
+    raw::exit(127)
+}
+
+/// Returns only if it failed.
+fn become_program(image: &Image) -> NotStarted {
+    let header = image.header();
+    let fail = |step: u64| move |errno: Errno| NotStarted { step, errno };
+    let steps = || -> core::result::Result<(), NotStarted> {
+        raw::setsid().map_err(fail(step::DESCRIPTORS))?;
+        #[expect(clippy::cast_possible_truncation, reason = "the daemon passes at most PASSED_MAX")]
+        let passed = header.passed as usize;
+        for n in 0..passed {
+            raw::dup3(raw::fd_arg(FIRST_PASSED_FD).wrapping_add(n), n.wrapping_add(3), 0)
+                .map_err(fail(step::DESCRIPTORS))?;
+        }
+        raw::close_range(passed.wrapping_add(3), usize::MAX >> 32, 0).map_err(fail(step::DESCRIPTORS))?;
+        set_rlimits(image).map_err(fail(step::RLIMIT))?;
+        #[expect(clippy::cast_possible_truncation, reason = "a mode")]
+        raw::umask(header.umask as usize).map_err(fail(step::CWD))?;
+        raw::chdir(image.cwd()).map_err(fail(step::CWD))?;
+        raw::set_signal_mask(0).map_err(fail(step::EXEC))?;
+        install_seccomp(image).map_err(fail(step::SECCOMP))
+    };
+    match steps() {
+        Err(failed) => failed,
+        Ok(()) => NotStarted { step: step::EXEC, errno: exec_first(image) },
+    }
+}
+
+fn set_rlimits(image: &Image) -> Result<()> {
+    let header = image.header();
+    let table = image.table(header.rlimits).cast::<u64>();
+    #[expect(clippy::cast_possible_truncation, reason = "checked against the mapping by map()")]
+    for n in 0..header.rlimit_count as usize {
+        let at = table.wrapping_add(n.wrapping_mul(2));
+        // SAFETY: map() checked that the table has `rlimit_count` pairs.
+        let resource = unsafe { at.read_unaligned() };
+        // SAFETY: as above, the pair's second half.
+        let value = unsafe { at.wrapping_add(1).read_unaligned() };
+        let limit = [value, value];
+        // SAFETY: the kernel reads one `struct rlimit64`, two words, and writes nothing where the old one is not wanted.
+        raw::check(unsafe { raw::syscall(nr::PRLIMIT64, 0, resource as usize, limit.as_ptr() as usize, 0, 0, 0) })?;
+    }
+    Ok(())
+}
+
+fn install_seccomp(image: &Image) -> Result<()> {
+    const SECCOMP_SET_MODE_FILTER: usize = 1;
+    #[repr(C)]
+    struct Program {
+        len: u16,
+        filter: *const u8,
+    }
+    let header = image.header();
+    if header.seccomp_len == 0 {
+        return Ok(());
+    }
+    let len = u16::try_from(header.seccomp_len).map_err(|_too_long| EINVAL)?;
+    let program = Program { len, filter: image.table(header.seccomp).cast::<u8>() };
+    // SAFETY: the kernel reads a `struct sock_fprog` and `len` instructions of eight bytes, which map() checked.
+    raw::check(unsafe {
+        raw::syscall(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, 0, (&raw const program) as usize, 0, 0, 0)
+    })?;
+    Ok(())
+}
+
+/// Tries every path, as execvp(3) does: goes on where a file is missing, and prefers to report that one was not allowed.
+fn exec_first(image: &Image) -> Errno {
+    const ENOENT: Errno = Errno(2);
+    const EACCES: Errno = Errno(13);
+    const ENOTDIR: Errno = Errno(20);
+    let header = image.header();
+    let (argv, envp) = (image.table(header.argv) as usize, image.table(header.envp) as usize);
+    let mut path_at = image.table(header.paths);
+    let mut worst = ENOENT;
+    loop {
+        // SAFETY: relocate() walked this table to its null pointer.
+        let path = unsafe { path_at.read() };
+        if path.is_null() {
+            return worst;
+        }
+        // SAFETY: path, argv and envp are NUL-terminated strings and null-terminated tables inside the mapped image.
+        let returned = unsafe { raw::syscall(nr::EXECVE, path as usize, argv, envp, 0, 0, 0) };
+        let Err(errno) = raw::check(returned) else { return Errno(0) };
+        match errno {
+            ENOENT | ENOTDIR => {}
+            EACCES => worst = EACCES,
+            other => return other,
+        }
+        path_at = path_at.wrapping_add(1);
+    }
+}
+
+/// A reaped child.
+#[derive(Debug, Clone, Copy)]
+pub struct Reaped {
+    /// Its pid in this namespace.
+    pub pid: i32,
+    /// wait(2)'s status word.
+    pub status: u32,
+    /// Microseconds in user mode.
+    pub user_usec: u64,
+    /// Microseconds in system mode.
+    pub system_usec: u64,
+    /// Largest resident size in KiB.
+    pub max_rss_kib: u64,
+}
+
+/// Reaps one child; with `block`, waits for it.
+///
+/// # Errors
+/// ECHILD when there is none.
+pub fn reap(block: bool) -> Result<Option<Reaped>> {
+    const WNOHANG: usize = 1;
+    const WALL: usize = 0x4000_0000;
+    let mut status = 0_u32;
+    // `struct rusage`: two timevals, then fourteen longs of which the first is the resident size.
+    let mut usage = [0_u64; 18];
+    let options = if block { WALL } else { WALL | WNOHANG };
+    let (status_at, usage_at) = ((&raw mut status) as usize, usage.as_mut_ptr() as usize);
+    // SAFETY: the kernel writes one status word and one rusage of 144 bytes.
+    let pid = raw::check(unsafe { raw::syscall(nr::WAIT4, usize::MAX, status_at, options, usage_at, 0, 0) })?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    let usec = |seconds: u64, micro: u64| seconds.wrapping_mul(1_000_000).wrapping_add(micro);
+    Ok(Some(Reaped {
+        pid: raw::fd_from(pid),
+        status,
+        user_usec: usec(usage[0], usage[1]),
+        system_usec: usec(usage[2], usage[3]),
+        max_rss_kib: usage[4],
+    }))
+}
+
+/// Sends a report, with a descriptor if `passing` is one. A daemon that is gone or does not read is not waited for.
+///
+/// # Errors
+/// EPIPE when the daemon is gone, EAGAIN when it does not read.
+pub fn send_report(report: &Report, passing: Option<i32>) -> Result<()> {
+    const MSG_DONTWAIT_NOSIGNAL: usize = 0x40 | 0x4000;
+    #[repr(C)]
+    struct Message {
+        name: usize,
+        name_len: u32,
+        vector: *const [usize; 2],
+        vector_len: usize,
+        control: usize,
+        control_len: usize,
+        flags: i32,
+    }
+    /// One `SCM_RIGHTS` with one descriptor, padded to the next word.
+    #[repr(C, align(8))]
+    struct Rights {
+        len: usize,
+        level: i32,
+        kind: i32,
+        fd: i32,
+        pad: i32,
+    }
+    let rights = Rights { len: 20, level: 1, kind: 1, fd: passing.unwrap_or(-1), pad: 0 };
+    let vector = [core::ptr::from_ref(report) as usize, size_of::<Report>()];
+    let (control, control_len) = if passing.is_some() { ((&raw const rights) as usize, 24) } else { (0, 0) };
+    let message =
+        Message { name: 0, name_len: 0, vector: &raw const vector, vector_len: 1, control, control_len, flags: 0 };
+    let at = (&raw const message) as usize;
+    // SAFETY: the message points to one whole report and at most one whole control message, all alive here.
+    raw::check(unsafe { raw::syscall(nr::SENDMSG, raw::fd_arg(SOCKET_FD), at, MSG_DONTWAIT_NOSIGNAL, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// Whether the daemon's end is closed; drops whatever it said.
+#[must_use]
+pub fn supervisor_is_gone() -> bool {
+    const MSG_DONTWAIT: usize = 0x40;
+    let mut packet = [0_u8; 64];
+    let (at, len) = (packet.as_mut_ptr() as usize, packet.len());
+    // SAFETY: the kernel writes at most `len` bytes into the packet.
+    let received =
+        raw::check(unsafe { raw::syscall(nr::RECVFROM, raw::fd_arg(SOCKET_FD), at, len, MSG_DONTWAIT, 0, 0) });
+    !matches!(received, Err(Errno::AGAIN | Errno::INTR)) && !matches!(received, Ok(n) if n > 0)
+}
+
+/// Opens a signalfd for every signal.
+///
+/// # Errors
+/// EMFILE, ENOMEM.
+pub fn signalfd_all() -> Result<i32> {
+    const NONBLOCK_CLOEXEC: usize = 0o4000 | 0o2_000_000;
+    let mask = u64::MAX;
+    let at = (&raw const mask) as usize;
+    // SAFETY: the kernel reads one eight-byte set.
+    raw::check(unsafe { raw::syscall(nr::SIGNALFD4, usize::MAX, at, 8, NONBLOCK_CLOEXEC, 0, 0) }).map(raw::fd_from)
+}
+
+/// The next pending signal, or `None`.
+#[must_use]
+pub fn next_signal(signalfd: i32) -> Option<u32> {
+    let mut info = [0_u32; 32];
+    let at = info.as_mut_ptr() as usize;
+    // SAFETY: the kernel writes one `struct signalfd_siginfo` of 128 bytes.
+    match raw::check(unsafe { raw::syscall(nr::READ, raw::fd_arg(signalfd), at, 128, 0, 0, 0) }) {
+        Ok(128) => Some(info[0]),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Gives every signal its default action; an ignored one would stay ignored in the program.
+pub fn reset_signals() {
+    const RT_SIGACTION: usize = 13;
+    let default = [0_u64; 4];
+    for signal in 1..=64 {
+        // SAFETY: the kernel reads one `struct sigaction` of 32 bytes; for KILL and STOP it refuses, which is as well.
+        unsafe { raw::syscall(RT_SIGACTION, signal, default.as_ptr() as usize, 0, 8, 0, 0) };
+    }
+}
+
+/// Waits until one of two descriptors is readable or the time is up; a negative descriptor is left out.
+/// Gives back whether each is readable.
+#[must_use]
+pub fn wait_readable(first: i32, second: i32, timeout_msec: Option<u64>) -> (bool, bool) {
+    const POLLIN: i16 = 1;
+    #[repr(C)]
+    struct PollFd {
+        fd: i32,
+        events: i16,
+        returned: i16,
+    }
+    let mut fds =
+        [PollFd { fd: first, events: POLLIN, returned: 0 }, PollFd { fd: second, events: POLLIN, returned: 0 }];
+    let timeout = timeout_msec.map(|ms| [ms / 1000, (ms % 1000).wrapping_mul(1_000_000)]);
+    let timeout_at = timeout.as_ref().map_or(0, |t| t.as_ptr() as usize);
+    // SAFETY: the kernel reads and writes two pollfds and reads one timespec or none.
+    unsafe { raw::syscall(nr::PPOLL, fds.as_mut_ptr() as usize, 2, timeout_at, 0, 8, 0) };
+    (fds[0].returned != 0, fds[1].returned != 0)
+}
+
+/// Milliseconds of the monotonic clock.
+#[must_use]
+pub fn now_msec() -> u64 {
+    const MONOTONIC: usize = 1;
+    let mut time = [0_u64; 2];
+    // SAFETY: the kernel writes one timespec.
+    unsafe { raw::syscall(nr::CLOCK_GETTIME, MONOTONIC, time.as_mut_ptr() as usize, 0, 0, 0, 0) };
+    time[0].wrapping_mul(1000).wrapping_add(time[1] / 1_000_000)
+}

@@ -1,0 +1,128 @@
+//! Processes by pidfd: waiting and signalling, with what the safe wrappers leave out.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::raw;
+
+/// How a process ended and what it used, from waitid(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waited {
+    /// Exit code, or the signal that ended it.
+    pub status: Status,
+    /// Time on a processor in user mode, its waited-for children included, in microseconds.
+    pub user_usec: u64,
+    /// The same in the kernel.
+    pub system_usec: u64,
+    /// Largest resident size of it or a waited-for child, in KiB.
+    pub max_rss_kib: u64,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// `exit(code)`.
+    Exited(i32),
+    /// Ended by a signal.
+    Signalled(i32),
+}
+
+/// Sends SIGKILL to the process that `pidfd` names.
+///
+/// # Errors
+/// ESRCH if it was waited for already.
+pub fn pidfd_kill(pidfd: &OwnedFd) -> io::Result<()> {
+    rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL).map_err(io::Error::from)
+}
+
+/// Sends a signal by number to the process that `pidfd` names.
+///
+/// # Errors
+/// ESRCH if it is gone, EINVAL for a number that is no signal.
+pub fn pidfd_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    // SAFETY: pidfd_send_signal with a null siginfo takes numbers only.
+    let returned = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Waits for a child and reaps it; blocks until it ends.
+///
+/// # Errors
+/// ECHILD if it is not our child or was reaped.
+pub fn wait_pidfd(pidfd: &OwnedFd) -> io::Result<Waited> {
+    loop {
+        match wait(libc::P_PIDFD, pidfd.as_raw_fd().cast_unsigned(), 0) {
+            Ok(Some((_, waited))) => return Ok(waited),
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reaps a child if it has ended; never blocks.
+///
+/// # Errors
+/// ECHILD if it is not our child or was reaped.
+pub fn try_wait_pidfd(pidfd: &OwnedFd) -> io::Result<Option<Waited>> {
+    wait(libc::P_PIDFD, pidfd.as_raw_fd().cast_unsigned(), libc::WNOHANG).map(|w| w.map(|(_, waited)| waited))
+}
+
+/// Looks whether any child has ended, without reaping it; its pid.
+///
+/// # Errors
+/// ECHILD where there is no child.
+pub fn peek_any() -> io::Result<Option<i32>> {
+    wait(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT).map(|w| w.map(|(pid, _)| pid))
+}
+
+/// Reaps the child with this pid if it has ended; never blocks. For orphans that PID 1 is given, which have no pidfd.
+///
+/// # Errors
+/// ECHILD if it is not our child.
+pub fn try_wait_pid(pid: i32) -> io::Result<Option<Waited>> {
+    wait(libc::P_PID, pid.cast_unsigned(), libc::WNOHANG).map(|w| w.map(|(_, waited)| waited))
+}
+
+fn wait(kind: libc::idtype_t, id: libc::id_t, options: i32) -> io::Result<Option<(i32, Waited)>> {
+    // SAFETY: all-zero bytes are a valid siginfo_t and a valid rusage: both are plain integers.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // The system call, not the library's waitid: only the former gives the resource usage.
+    // SAFETY: both pointers are to whole structures of the kinds that the kernel fills in.
+    let returned =
+        unsafe { libc::syscall(libc::SYS_waitid, kind, id, &raw mut info, options | libc::WEXITED, &raw mut usage) };
+    if returned != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid succeeded, so the fields of a child's event, or zeroes, are there.
+    let pid = unsafe { info.si_pid() };
+    if pid == 0 {
+        return Ok(None);
+    }
+    // SAFETY: as above.
+    let value = unsafe { info.si_status() };
+    let status = if info.si_code == libc::CLD_EXITED { Status::Exited(value) } else { Status::Signalled(value) };
+    let usec =
+        |t: libc::timeval| t.tv_sec.cast_unsigned().saturating_mul(1_000_000).saturating_add(t.tv_usec.cast_unsigned());
+    let waited = Waited {
+        status,
+        user_usec: usec(usage.ru_utime),
+        system_usec: usec(usage.ru_stime),
+        max_rss_kib: usage.ru_maxrss.cast_unsigned(),
+    };
+    Ok(Some((pid, waited)))
+}
+
+/// Keeps other processes from reading this one's memory and from getting a core of it; children made with `CLONE_VM`
+/// are covered until they exec.
+///
+/// # Errors
+/// None in practice.
+pub fn set_undumpable() -> io::Result<()> {
+    const PR_SET_DUMPABLE: usize = 4;
+    raw::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0).map(|_| ()).map_err(|e| io::Error::from_raw_os_error(e.0))
+}

@@ -1,0 +1,11 @@
+//! The integration tests: the real `halsup` on the real kernel, a module per capability that the operator gets.
+//!
+//! Each test says what it needs of the machine (`needs!`), starts a daemon of its own (`Daemon::start`), and waits for
+//! events with a deadline; nothing here sleeps. The same binary runs on this machine and in the guests of `tests/vm`.
+
+mod fixture;
+mod leftovers;
+mod needs;
+
+mod life;
+mod program;

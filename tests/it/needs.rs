@@ -1,0 +1,152 @@
+//! What a test needs of the machine: a missing need skips the test aloud, or fails it where `HALSUP_TEST_REQUIRE` names it.
+//!
+//! `HALSUP_TEST_REQUIRE` is a list such as `root,cgroup2:memory`, separated by commas or blanks. CI and the guests set it, so
+//! that a skip there is an error. `tests/run` counts the lines that say `skipped: needs`.
+
+#![expect(clippy::disallowed_types, reason = "asks the machine's own programs; nothing here is supervised")]
+
+use std::fmt;
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Something that not every machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need<'a> {
+    /// Effective uid 0.
+    Root,
+    /// A cgroup v2 hierarchy that cgroups can be made in.
+    CgroupTree,
+    /// This controller, on version 2.
+    Cgroup2(&'a str),
+    /// User namespaces.
+    Userns,
+    /// The overlay file system.
+    Overlay,
+    /// Python 3 with its standard library.
+    Python3,
+}
+
+impl fmt::Display for Need<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => f.write_str("root"),
+            Self::CgroupTree => f.write_str("cgroup2"),
+            Self::Cgroup2(controller) => write!(f, "cgroup2:{controller}"),
+            Self::Userns => f.write_str("userns"),
+            Self::Overlay => f.write_str("overlay"),
+            Self::Python3 => f.write_str("python3"),
+        }
+    }
+}
+
+impl<'a> Need<'a> {
+    fn parse(word: &'a str) -> Option<Self> {
+        Some(match word {
+            "root" => Self::Root,
+            "cgroup2" => Self::CgroupTree,
+            "userns" => Self::Userns,
+            "overlay" => Self::Overlay,
+            "python3" => Self::Python3,
+            _ => Self::Cgroup2(word.strip_prefix("cgroup2:").filter(|controller| !controller.is_empty())?),
+        })
+    }
+
+    fn met(self) -> bool {
+        match self {
+            Self::Root => rustix::process::geteuid().is_root(),
+            Self::CgroupTree => cgroup_mount().is_some_and(|mount| {
+                let probe = mount.join(format!("halsup-test-{}", std::process::id()));
+                // Another test's probe of the same process is as good a proof.
+                fs::create_dir(&probe).map_or_else(|e| e.kind() == std::io::ErrorKind::AlreadyExists, |()| true)
+                    && fs::remove_dir(&probe).map_or_else(|e| e.kind() == std::io::ErrorKind::NotFound, |()| true)
+            }),
+            Self::Cgroup2(controller) => cgroup_mount()
+                .and_then(|mount| fs::read_to_string(mount.join("cgroup.controllers")).ok())
+                .is_some_and(|there| there.split_whitespace().any(|one| one == controller)),
+            Self::Userns => succeeds("unshare", &["--user", "true"]),
+            Self::Overlay => fs::read_to_string("/proc/filesystems")
+                .is_ok_and(|all| all.lines().any(|line| line.split_whitespace().next_back() == Some("overlay"))),
+            Self::Python3 => succeeds("python3", &["-c", "import http.server"]),
+        }
+    }
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Where the cgroup v2 hierarchy is mounted.
+pub(crate) fn cgroup_mount() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
+    mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4).map(PathBuf::from))?
+    })
+}
+
+/// The needs in `list`, which is a `HALSUP_TEST_REQUIRE`.
+///
+/// # Errors
+/// The word that names no need.
+fn parse_list(list: &str) -> Result<Vec<Need<'_>>, &str> {
+    list.split([',', ' ']).filter(|word| !word.is_empty()).map(|word| Need::parse(word).ok_or(word)).collect()
+}
+
+/// Whether every need is met; says so where not.
+///
+/// # Panics
+/// If a need is not met that `HALSUP_TEST_REQUIRE` names, or if that is not a list of needs.
+pub(crate) fn met(needs: &[Need<'_>]) -> bool {
+    let list = std::env::var("HALSUP_TEST_REQUIRE").unwrap_or_default();
+    let required = parse_list(&list).unwrap_or_else(|word| panic!("HALSUP_TEST_REQUIRE: {word:?} is not a need"));
+    needs.iter().all(|&need| {
+        let met = need.met();
+        if !met {
+            assert!(!required.contains(&need), "HALSUP_TEST_REQUIRE asks for {need}, which this machine lacks");
+            let thread = std::thread::current();
+            let line = format!("skipped: needs {need} ({})\n", thread.name().unwrap_or("?"));
+            // Not by `println!`, which libtest swallows when a test passes.
+            std::io::stderr().write_all(line.as_bytes()).expect("write to stderr");
+        }
+        met
+    })
+}
+
+/// Returns from the test, aloud, where the machine lacks one of these needs: `needs!(Root, Cgroup2("memory"))`.
+macro_rules! needs {
+    ($($need:ident $(($argument:expr))?),+ $(,)?) => {
+        if !$crate::needs::met(&[$($crate::needs::Need::$need $(($argument))?),+]) {
+            return;
+        }
+    };
+}
+pub(crate) use needs;
+
+#[test]
+fn a_list_of_needs_is_read_back_as_written() {
+    let needs = [Need::Root, Need::CgroupTree, Need::Cgroup2("memory"), Need::Userns, Need::Overlay, Need::Python3];
+    let list = needs.map(|need| need.to_string());
+    assert_eq!(parse_list(&list.join(",")), Ok(needs.to_vec()));
+    assert_eq!(parse_list(&list.join(" ")), Ok(needs.to_vec()));
+    assert_eq!(parse_list(""), Ok(Vec::new()));
+}
+
+#[test]
+fn an_unknown_need_is_an_error_and_not_ignored() {
+    assert_eq!(parse_list("root,cgroup:memory"), Err("cgroup:memory"));
+    assert_eq!(parse_list("cgroup2:"), Err("cgroup2:"));
+}
+
+#[test]
+fn a_need_that_no_machine_meets_is_missing() {
+    assert!(!Need::Cgroup2("no-such-controller").met());
+    assert!(!succeeds("false", &[]));
+}
