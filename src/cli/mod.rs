@@ -136,9 +136,11 @@ pub fn main() -> std::process::ExitCode {
 
 /// Prints what clap has to say: help and version are what was asked for, all else is a wrong command line.
 fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
+    let is_help = !error.use_stderr();
+    if is_help || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return match error.print() {
-            Ok(()) => ExitCode::Done,
+            Ok(()) if is_help => ExitCode::Done,
+            Ok(()) => ExitCode::Usage,
             Err(cause) => Error::output(cause).exit_code(),
         };
     }

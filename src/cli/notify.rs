@@ -29,8 +29,8 @@ fn send(socket: &str, message: &[u8]) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::protocol::notify;
     use super::*;
+    use crate::protocol::notify;
 
     #[test]
     fn the_manager_hears_the_sentence() {

@@ -66,8 +66,11 @@ impl Pool {
         }
     }
 
-    /// Takes a changed policy; a size that it still allows stays.
+    /// Takes a changed policy; a size that it still allows stays. Other batches begin anew.
     pub(super) fn redefine(&mut self, policy: PoolPolicy) {
+        if self.policy.startup != policy.startup {
+            self.batch = 0;
+        }
         self.wanted = fit(self.wanted, policy.size);
         self.policy = policy;
     }

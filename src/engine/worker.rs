@@ -228,7 +228,7 @@ impl Worker {
             Action::Turn(after) => self.turn_to(after, cx),
             Action::Revive => self.after = Some(After::Again),
             Action::Kill(cause) => self.kill(Some(cause), cx),
-            Action::KillAsMeant => self.kill(self.meant, cx),
+            Action::KillAsMeant => self.kill(None, cx),
             Action::KillAgain => self.emit(cx, Effect::Kill),
             Action::Signal(signal) => self.emit(cx, |worker, generation| Effect::Signal(worker, generation, signal)),
             Action::End(ended) => self.end(ended, cx),
@@ -385,7 +385,7 @@ impl Worker {
         }
     }
 
-    /// A place that is given up stays so, unless it is wanted again ([`Action::Revive`]).
+    /// Changes what becomes of it. A place that is given up stays so, unless it is wanted again ([`Action::Revive`]).
     fn turn_to(&mut self, after: After, cx: &mut Context<'_>) {
         if self.after != Some(After::Gone) {
             self.after = Some(after);
@@ -396,7 +396,7 @@ impl Worker {
     }
 
     fn kill(&mut self, cause: Option<Cause>, cx: &mut Context<'_>) {
-        self.cause = self.cause.or(cause);
+        self.cause = self.cause.or(self.meant).or(cause);
         self.phase = Phase::Killing;
         self.in_flight = false;
         self.monitor = None;
@@ -455,8 +455,20 @@ impl Worker {
                 self.deadline = Some(at);
             }
         }
-        if self.phase == Phase::Stopped {
-            self.after = None;
+        match self.phase {
+            Phase::Stopped | Phase::Crashed | Phase::Waiting => {
+                self.after = None;
+                cx.news.push(News::UpSettled);
+            }
+            Phase::Queued
+            | Phase::Spawning
+            | Phase::Aborting
+            | Phase::Starting
+            | Phase::Running
+            | Phase::Stopping
+            | Phase::Killing
+            | Phase::Emptying
+            | Phase::Stuck => {}
         }
     }
 

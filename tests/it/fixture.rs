@@ -85,7 +85,7 @@ fn run(command: &mut Command) -> Output {
     }
 }
 
-/// Lines of JSON from `halsup events -f --json`.
+/// Lines of JSON from `halsup events -f --json`, from the daemon's start on.
 struct Events {
     child: Child,
     stdout: ChildStdout,
@@ -95,7 +95,15 @@ struct Events {
 impl Events {
     fn follow(config: &Path) -> Self {
         let mut child = command()
-            .args(["--config".as_ref(), config.as_os_str(), "events".as_ref(), "-f".as_ref(), "--json".as_ref()])
+            .args([
+                "--config".as_ref(),
+                config.as_os_str(),
+                "events".as_ref(),
+                "-f".as_ref(),
+                "-n".as_ref(),
+                "1000".as_ref(),
+                "--json".as_ref(),
+            ])
             .stdout(Stdio::piped())
             .spawn()
             .expect("run halsup events");

@@ -10,7 +10,7 @@ const THREE_SLEEPERS: &str = "[pool.web]\ncommand = ['sleep', 'infinity']\nsize 
 /// The workers that `halsup ps --json` lists as healthy.
 fn healthy(daemon: &Daemon) -> Vec<Value> {
     let listed = daemon.cli(&["ps", "--json"]).json();
-    let workers = listed.as_array().cloned().unwrap_or_default();
+    let workers = listed["workers"].as_array().cloned().unwrap_or_default();
     workers.into_iter().filter(|worker| worker["state"] == "healthy").collect()
 }
 
