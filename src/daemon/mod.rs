@@ -8,6 +8,7 @@ mod log;
 mod pool;
 mod probe;
 mod ready_file;
+mod reload;
 mod sources;
 mod state;
 mod timers;
