@@ -221,3 +221,48 @@ fn a_cgroup_that_was_delegated_is_the_base() {
     std::fs::remove_dir(unit.join("supervisor")).unwrap();
     std::fs::remove_dir(&unit).expect("nothing is left in it");
 }
+
+fn only(cpu: usize) -> crate::spec::Cpuset {
+    let mut bits = [0; 16];
+    bits[cpu / 64] = 1 << (cpu % 64);
+    crate::spec::Cpuset { bits }
+}
+
+#[test]
+fn the_kernel_holds_what_was_written() {
+    with_root(|root, pool| {
+        let limits = Limits { cpuset: Some(Limit { value: only(0), asked: false }), ..all_limits(false) };
+        let (worker, _) = WorkerCgroup::create(pool, 0, Generation(1), &limits, LimitsMode::Auto).unwrap();
+        let dir = root.location().path().join("pool.web").join(worker.leaf());
+        let table = [
+            (LimitName::MemoryMax, "67108864"),
+            (LimitName::MemoryHigh, "33554432"),
+            (LimitName::OomGroup, "1"),
+            (LimitName::CpuMax, "50000 100000"),
+            (LimitName::CpuWeight, "50"),
+            (LimitName::PidsMax, "16"),
+            (LimitName::Cpus, "0"),
+        ];
+        for (limit, value) in table {
+            let held = std::fs::read_to_string(dir.join(limit.file())).ok();
+            let expected = missing(pool, limit.controller()).is_none().then(|| format!("{value}\n"));
+            assert_eq!(held, expected, "{limit}");
+        }
+        assert_eq!(worker.remove().unwrap(), Removal::Removed);
+    });
+}
+
+#[test]
+fn processors_that_are_not_there_are_no_limit() {
+    with_root(|_, pool| {
+        let cpuset = Some(Limit { value: only(1000), asked: true });
+        let outcome = WorkerCgroup::create(pool, 0, Generation(1), &Limits { cpuset, ..no_limits() }, LimitsMode::Auto);
+        let error = outcome.unwrap_err();
+        let CgroupError::Limit { limit: LimitName::Cpus, source, .. } = error else { panic!("{error:?}") };
+        match missing(pool, Controller::Cpuset) {
+            // An older kernel refuses the number itself.
+            None => assert!(matches!(source, Missing::NoSuchProcessor | Missing::Refused(Errno::RANGE | Errno::INVAL))),
+            Some(reason) => assert_eq!(source, reason),
+        }
+    });
+}
