@@ -21,6 +21,13 @@ pub(super) struct Happening {
     pub(super) text: String,
 }
 
+impl Happening {
+    /// Something of this kind, with these words; the rest is filled in where it applies.
+    pub(super) const fn new(kind: EventKind, text: String) -> Self {
+        Self { kind, pool: None, worker: None, generation: None, state: None, cause: None, asked_by: None, text }
+    }
+}
+
 impl Daemon {
     /// Records an event and sends it to all who follow.
     pub(super) fn record(&mut self, _happening: Happening) {}

@@ -6,12 +6,13 @@ use std::time::SystemTime;
 use mio::Token;
 
 use super::sources::Sources;
+use super::state::Chore;
 use crate::host::cgroup::{Enforcement, WorkerCgroup};
 use crate::host::spawn::Birth;
 use crate::protocol::control::{Cause, StartFailure};
 use crate::protocol::init::Report;
 use crate::spec::{Generation, PoolId};
-use crate::sys::process::Waited;
+use crate::host::spawn::Waited;
 
 /// A registered descriptor.
 #[derive(Debug)]
@@ -70,8 +71,8 @@ pub(super) struct Live {
     pub(super) enforcement: Enforcement,
     /// Name of its directory below the work directories.
     pub(super) work_name: String,
-    /// Number of its private id, to be given back.
-    pub(super) id: Option<u32>,
+    /// What is removed when it has ended.
+    pub(super) chores: Vec<Chore>,
     pub(super) uid: u32,
     pub(super) port: Option<u16>,
     pub(super) started: SystemTime,
