@@ -45,7 +45,6 @@ enum Happening {
 #[derive(Debug)]
 struct Process {
     id: WorkerId,
-    source: Option<HeartbeatSource>,
     beat_every: Duration,
     runs: bool,
     said_ready: bool,
@@ -313,7 +312,6 @@ impl World {
         let heartbeat = self.promises.pools.get(&id.pool).and_then(|pool| pool.policy.heartbeat);
         let process = Process {
             id,
-            source: heartbeat.map(|heartbeat| heartbeat.source),
             beat_every: heartbeat.map_or(Duration::from_secs(1), |heartbeat| heartbeat.interval),
             runs: false,
             said_ready: false,
@@ -392,7 +390,11 @@ impl World {
                 }
                 process.said_ready = true;
                 let id = process.id;
-                if process.source == Some(HeartbeatSource::Notify) {
+                let pool = self.promises.pools.get(&id.pool);
+                if let Some(heartbeat) = pool.and_then(|pool| pool.policy.heartbeat)
+                    && heartbeat.source == HeartbeatSource::Notify
+                {
+                    process.beat_every = process.beat_every.min(heartbeat.interval);
                     self.at(Duration::from_millis(50), Happening::SelfBeat(generation));
                 }
                 self.report(Input::BecameReady(id, generation))
