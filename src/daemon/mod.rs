@@ -5,6 +5,7 @@ mod control;
 mod events;
 mod live;
 mod log;
+mod log_sink;
 mod pool;
 mod probe;
 mod ready_file;
