@@ -170,7 +170,7 @@ impl Daemon {
         made.cgroup = Some(cgroup);
         let place = format!("{name}-{}", generation.0);
         let ids = take_ids(pool, &self.spec, &mut self.shared.ids, &mut self.shared.ranges)?;
-        made.chores.push(Chore::WorkDir { name: place.clone(), id: ids.number.filter(|_| ids.userns.is_none()) });
+        made.chores.push(Chore::Work { name: place.clone(), id: ids.number.filter(|_| ids.userns.is_none()) });
         let prefer = if pool.spec.root == Root::Host { LinkKind::Symlink } else { LinkKind::HardLink };
         let owner = Owner { uid: ids.uid, gid: ids.gid };
         let links = &pool.prepared.links;
@@ -200,37 +200,21 @@ impl Daemon {
             return Err(BirthError::NoPool);
         };
         // From here on there is a child: whatever fails to be watched ends it, and its exit is watched above all.
-        let live = Live {
-            pool: worker.pool,
-            generation,
-            phase: Phase::Starting,
-            process: None,
-            init_pid: child.pid,
-            birth: Some(child.birth),
-            init: None,
-            main: None,
-            main_pid: None,
-            stdout: None,
-            stderr: None,
-            notify: None,
-            channel: None,
+        let live = Live::new(
+            child.birth,
+            child.pid,
             cgroup,
-            cgroup_events: None,
-            removals: 0,
-            enforcement,
-            chores,
-            uid: ids.uid,
-            port,
-            work_name: place,
-            started: super::clock::wall(),
-            status_text: None,
-            junk: 0,
-            main_exit: None,
-            leftover: None,
-            waited: None,
-            start_failure: None,
-            next_ping: 0,
-        };
+            super::live::Particulars {
+                pool: worker.pool,
+                generation,
+                enforcement,
+                chores,
+                uid: ids.uid,
+                port,
+                work_name: place,
+                started: super::clock::wall(),
+            },
+        );
         self.watch(worker, live, child.pidfd, ends)
     }
 
@@ -283,7 +267,7 @@ impl Daemon {
             return Ok(None);
         }
         let range = ids.number.filter(|_| ids.userns.is_some());
-        made.chores.push(Chore::OverlayDir { name: place.to_owned(), range });
+        made.chores.push(Chore::Overlay { name: place.to_owned(), range });
         let stage = make_dir(self.shared.overlay_dirs.as_fd(), place, 0o700).map_err(step("make its overlay"))?;
         let upper = make_dir(stage.as_fd(), "upper", 0o755).map_err(step("make its overlay"))?;
         make_dir(stage.as_fd(), "work", 0o700).map_err(step("make its overlay"))?;
@@ -388,7 +372,7 @@ fn ends(
     }
     let (mut notify, mut notify_dir) = (None, None);
     if environment::has_notify(pool) {
-        made.chores.push(Chore::NotifyDir(place.to_owned()));
+        made.chores.push(Chore::Notify(place.to_owned()));
         let dir = make_dir(notify_dirs, place, 0o755).map_err(step("make the directory of its notify socket"))?;
         let socket = notify_socket(dir.as_fd(), ids).map_err(step("make its notify socket"))?;
         (notify, notify_dir) = (Some(socket), Some(dir));

@@ -103,9 +103,10 @@ impl Daemon {
             log.flush(clock::wall());
             last_output = String::from_utf8_lossy(&log.tail()).into_owned();
         }
-        let usage = live.main_exit.map(|report| (report.c, report.d, report.e)).or_else(|| {
-            live.waited.map(|waited| (waited.user_usec, waited.system_usec, waited.max_rss_kib))
-        });
+        let usage = live
+            .main_exit
+            .map(|report| (report.c, report.d, report.e))
+            .or_else(|| live.waited.map(|waited| (waited.user_usec, waited.system_usec, waited.max_rss_kib)));
         let evidence = Evidence {
             status: (live.phase == Phase::Ended && live.start_failure.is_none()).then(|| cause_of(ended)),
             start_failure: live.start_failure.clone(),
@@ -194,15 +195,15 @@ impl Daemon {
     pub(super) fn do_chores(&mut self) -> bool {
         let Some(chore) = self.chores.pop_front() else { return false };
         let (parent, name) = match &chore {
-            Chore::WorkDir { name, .. } => (&self.shared.work_dirs, name),
-            Chore::NotifyDir(name) => (&self.shared.notify_dirs, name),
-            Chore::OverlayDir { name, .. } => (&self.shared.overlay_dirs, name),
+            Chore::Work { name, .. } => (&self.shared.work_dirs, name),
+            Chore::Notify(name) => (&self.shared.notify_dirs, name),
+            Chore::Overlay { name, .. } => (&self.shared.overlay_dirs, name),
         };
         match workdir::remove_bounded(parent.as_fd(), name, ENTRIES_A_TURN) {
             Ok(workdir::Removal::Done) => match chore {
-                Chore::WorkDir { id: Some(id), .. } => self.shared.ids.give_back(id),
-                Chore::OverlayDir { range: Some(range), .. } => self.shared.ranges.give_back(range),
-                Chore::WorkDir { id: None, .. } | Chore::NotifyDir(_) | Chore::OverlayDir { range: None, .. } => {}
+                Chore::Work { id: Some(id), .. } => self.shared.ids.give_back(id),
+                Chore::Overlay { range: Some(range), .. } => self.shared.ranges.give_back(range),
+                Chore::Work { id: None, .. } | Chore::Notify(_) | Chore::Overlay { range: None, .. } => {}
             },
             Ok(workdir::Removal::MoreWork) => self.chores.push_back(chore),
             // What cannot be removed keeps its id, so that nobody else comes to own it; the next start tries again.

@@ -88,9 +88,9 @@ impl Daemon {
                 continue;
             }
             self.chores.push_back(match kind {
-                "work" => Chore::WorkDir { name, id: None },
-                "notify" => Chore::NotifyDir(name),
-                _ => Chore::OverlayDir { name, range: None },
+                "work" => Chore::Work { name, id: None },
+                "notify" => Chore::Notify(name),
+                _ => Chore::Overlay { name, range: None },
             });
         }
     }
@@ -184,7 +184,7 @@ impl Directories {
     }
 }
 
-fn broken(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
+fn broken(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let path = path.display().to_string();
     move |source| Error::Directory { operation, path: path.clone(), source }
 }
@@ -221,7 +221,8 @@ fn lock(state: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Error> {
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut text = [0_u8; 16];
             let length = rustix::io::pread(&lock, &mut text, 0).unwrap_or(0);
-            let pid = std::str::from_utf8(text.get(..length).unwrap_or_default()).ok().and_then(|t| t.trim().parse().ok());
+            let pid =
+                std::str::from_utf8(text.get(..length).unwrap_or_default()).ok().and_then(|t| t.trim().parse().ok());
             return Err(Error::Running { path: path.display().to_string(), pid });
         }
         Err(errno) => return Err(failed("lock")(errno.into())),
@@ -281,7 +282,8 @@ fn assemble(
     let changes = prepare_all(&config, &cgroups)?;
     let environment: BTreeMap<String, String> =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-    let config_text = options.config_path.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let config_text =
+        options.config_path.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
     let now = clock::now();
     let shared = Shared {
         init: Rc::new(init_program()?),

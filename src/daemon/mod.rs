@@ -15,6 +15,7 @@ mod exit;
 mod launch;
 mod live;
 mod log;
+mod log_sink;
 mod manager;
 mod perform;
 mod pool;
@@ -82,7 +83,9 @@ pub enum Error {
     #[error("prepare cgroups")]
     Cgroup(#[from] CgroupError),
     /// Processes of an earlier daemon that do not end.
-    #[error("end what an earlier daemon left in cgroup {cgroup}: {processes} processes are still there after {seconds} s")]
+    #[error(
+        "end what an earlier daemon left in cgroup {cgroup}: {processes} processes are still there after {seconds} s"
+    )]
     Leftover {
         /// Where they are.
         cgroup: String,

@@ -83,10 +83,7 @@ impl Daemon {
             EngineCause::Requested => Cause::Requested,
             EngineCause::Shutdown => Cause::Shutdown,
         };
-        let asked_by = match cause {
-            Cause::Requested => self.asked_by.get(&worker).cloned(),
-            _ => None,
-        };
+        let asked_by = if cause == Cause::Requested { self.asked_by.get(&worker).cloned() } else { None };
         let certificate = self.certificate(worker, generation, cause, known, asked_by);
         let what = certificate.start_failure.as_ref().map(|failure| format!(": {}", failure.text)).unwrap_or_default();
         let name = certificate.worker.clone();

@@ -197,7 +197,8 @@ fn filter(seccomp: &Seccomp) -> Result<Vec<u8>, PoolError> {
         Seccomp::Unconfined => return Ok(Vec::new()),
         Seccomp::Default => Filter::allow_list()?,
         Seccomp::Profile(path) => {
-            let failed = |source| PoolError::File { operation: "read profile", path: path.display().to_string(), source };
+            let failed =
+                |source| PoolError::File { operation: "read profile", path: path.display().to_string(), source };
             let size = std::fs::metadata(path).map_err(failed)?.len();
             if size > PROFILE_BYTES_MAX as u64 {
                 return Err(SeccompError::TooLarge.into());

@@ -36,3 +36,6 @@ impl Daemon {
     /// Ends the probes of a worker that has ended.
     pub(super) fn end_probes(&mut self, _worker: WorkerId) {}
 }
+impl Daemon {
+    pub(super) fn on_ready_probe_timer(&mut self, _w: WorkerId, _g: Generation) {}
+}

@@ -21,7 +21,8 @@ impl Daemon {
     /// # Errors
     /// One sentence; then nothing was changed.
     pub(super) fn reload(&mut self) -> Result<ReloadReply, String> {
-        let path = self.config_path.clone().ok_or("there is no configuration file: pools came from the command line")?;
+        let path =
+            self.config_path.clone().ok_or("there is no configuration file: pools came from the command line")?;
         let text = read_bounded(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
         let environment: BTreeMap<String, String> =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
@@ -47,14 +48,17 @@ impl Daemon {
         if (&old.instance, &old.runtime_dir, &old.state_dir, old.uid_base)
             != (&new.instance, &new.runtime_dir, &new.state_dir, new.uid_base)
         {
-            return Err("instance, runtime_dir, state_dir and uid_base change only with a restart of the daemon".to_owned());
+            return Err(
+                "instance, runtime_dir, state_dir and uid_base change only with a restart of the daemon".to_owned()
+            );
         }
         let mut reply = ReloadReply::default();
         let wanted: BTreeMap<PoolName, PoolSpec> =
             config.pools.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         // First everything that can fail, on the side; then everything that cannot.
         let prepared = self.prepare_changes(&wanted, &config.daemon)?;
-        let gone: Vec<(PoolName, PoolId)> = self.names.iter().filter(|(name, _)| !wanted.contains_key(*name)).map(|(n, i)| (n.clone(), *i)).collect();
+        let gone: Vec<(PoolName, PoolId)> =
+            self.names.iter().filter(|(name, _)| !wanted.contains_key(*name)).map(|(n, i)| (n.clone(), *i)).collect();
         for (name, id) in gone {
             reply.removed.push(name.to_string());
             self.leaving.insert(id);
@@ -75,11 +79,18 @@ impl Daemon {
             }
         }
         self.spec = config.daemon;
-        super::log::best_effort(self.log.set(&self.spec.log_level.clone()), "the filter was checked with the configuration");
+        super::log::best_effort(
+            self.log.set(&self.spec.log_level.clone()),
+            "the filter was checked with the configuration",
+        );
         Ok(reply)
     }
 
-    fn prepare_changes(&mut self, wanted: &BTreeMap<PoolName, PoolSpec>, daemon: &crate::spec::DaemonSpec) -> Result<Vec<Change>, String> {
+    fn prepare_changes(
+        &mut self,
+        wanted: &BTreeMap<PoolName, PoolSpec>,
+        daemon: &crate::spec::DaemonSpec,
+    ) -> Result<Vec<Change>, String> {
         let Some(cgroups) = &self.cgroups else { return Err("the daemon has no cgroup".to_owned()) };
         let mut templates = Templates::default();
         let mut changes = Vec::new();
@@ -89,14 +100,27 @@ impl Daemon {
                 continue;
             }
             if running.is_some_and(|pool| pool.spec.service != spec.service) {
-                return Err(format!("{}: a pool cannot become a service, or the other way round, while it runs", spec.name));
+                return Err(format!(
+                    "{}: a pool cannot become a service, or the other way round, while it runs",
+                    spec.name
+                ));
             }
-            if running.is_none() && self.leaving.iter().any(|id| self.pools.get(id).is_some_and(|pool| pool.spec.name == spec.name)) {
+            if running.is_none()
+                && self.leaving.iter().any(|id| self.pools.get(id).is_some_and(|pool| pool.spec.name == spec.name))
+            {
                 return Err(format!("{}: its predecessor of the same name is still being stopped", spec.name));
             }
             let kept = running.map_or(&[][..], |pool| &pool.prepared.listeners);
             let prepared = prepare(spec, daemon, cgroups, &mut templates, kept);
-            let prepared = prepared.map_err(|error| format!("{}: {}", spec.name, chain(&error)))?;
+            let prepared = prepared.map_err(|error| {
+                if error.is_fatal() {
+                    // This process is in a template's mount namespace and cannot get back: every path now means another
+                    // file. Whoever started the daemon starts it again.
+                    tracing::error!(target: "pool", "{}", chain(&error));
+                    std::process::abort();
+                }
+                format!("{}: {}", spec.name, chain(&error))
+            })?;
             changes.push(Change { spec: spec.clone(), prepared });
         }
         Ok(changes)

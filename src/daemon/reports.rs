@@ -265,10 +265,9 @@ fn receive_report(socket: std::os::fd::BorrowedFd<'_>) -> Result<Option<(Report,
     if received.bytes == 0 {
         return Ok(None);
     }
-    let passed = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
+    let passed = ancillary
+        .drain()
+        .find_map(|message| if let RecvAncillaryMessage::ScmRights(mut fds) = message { fds.next() } else { None });
     let mut fields = words.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
     let mut next = || fields.next().unwrap_or(0);
     let report = Report { kind: next(), a: next(), b: next(), c: next(), d: next(), e: next() };

@@ -34,7 +34,7 @@ impl Signals {
     pub(super) fn listen(sources: &mut Sources) -> std::io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly::default(), WANTED)?;
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, WANTED)?;
         sources.add(delivery.get_read().as_fd(), Source::Signals, Interest::READABLE)?;
         Ok(Self { delivery })
     }

@@ -55,11 +55,11 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) enum Chore {
     /// A directory below `Shared::work_dirs`; then the id that its files belong to is free.
-    WorkDir { name: String, id: Option<u32> },
+    Work { name: String, id: Option<u32> },
     /// A directory below `Shared::notify_dirs`.
-    NotifyDir(String),
+    Notify(String),
     /// A directory below `Shared::overlay_dirs`; then the range that its files belong to is free.
-    OverlayDir { name: String, range: Option<u32> },
+    Overlay { name: String, range: Option<u32> },
 }
 
 /// The daemon.

@@ -55,7 +55,9 @@ fn listening_inode(port: u16) -> Option<u64> {
         let text = fs::read_to_string(table).unwrap_or_default();
         for line in text.lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let (Some(local), Some(state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else { continue };
+            let (Some(local), Some(state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
+                continue;
+            };
             if *state == LISTEN && local.ends_with(&suffix) {
                 return inode.parse().ok();
             }
