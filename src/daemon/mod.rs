@@ -8,6 +8,7 @@ mod log;
 mod log_sink;
 mod pool;
 mod probe;
+mod probe_socket;
 mod ready_file;
 mod sources;
 mod state;
