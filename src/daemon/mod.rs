@@ -2,10 +2,12 @@
 
 mod clock;
 mod control;
+mod doctor;
 mod events;
 mod live;
 mod log;
 mod log_sink;
+mod manager;
 mod pool;
 mod probe;
 mod probe_socket;
@@ -17,7 +19,7 @@ mod timers;
 use std::path::PathBuf;
 
 use crate::protocol::control::{Check, StatusReply, WorkerInfo};
-use crate::spec::Config;
+use crate::spec::{Config, InstanceName};
 
 /// What the command line decides about a daemon beside its configuration.
 #[derive(Debug, Default)]
@@ -44,5 +46,5 @@ pub fn run(_config: Config, _options: RunOptions) -> Result<(), Error> {
 /// What the host has of what halsup needs.
 #[must_use]
 pub fn doctor() -> Vec<Check> {
-    Vec::new()
+    doctor::checks(&InstanceName::default())
 }
