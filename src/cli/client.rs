@@ -5,6 +5,7 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -12,9 +13,13 @@ use serde_json::Value;
 use super::error::Error;
 use crate::protocol::control::{CallFailure, Request};
 use crate::protocol::varlink::{Decoder, Reply};
+use crate::spec::Role;
 
 /// How much is read at once, in bytes.
 const READ_BYTES: usize = 64 * 1024;
+
+/// How long a daemon may be silent to a question that it can answer at once. Orders take the time that they take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection to a daemon.
 #[derive(Debug)]
@@ -22,6 +27,7 @@ pub(super) struct Client {
     stream: UnixStream,
     decoder: Decoder,
     buffer: Vec<u8>,
+    patience: Duration,
 }
 
 impl Client {
@@ -43,7 +49,7 @@ impl Client {
 
     /// Talks over a stream that is connected already.
     pub(super) fn over(stream: UnixStream) -> Self {
-        Self { stream, decoder: Decoder::for_replies(), buffer: vec![0; READ_BYTES] }
+        Self { stream, decoder: Decoder::for_replies(), buffer: vec![0; READ_BYTES], patience: PATIENCE }
     }
 
     /// Asks, and returns the one answer.
@@ -81,13 +87,29 @@ impl Client {
     }
 
     fn send(&mut self, request: &Request, more: bool) -> Result<(), Error> {
+        let method = request.method().1;
         let mut call = request.to_call();
         call.more = more;
+        let at_once = request.role() == Role::Observe && !request.follows();
+        self.stream
+            .set_write_timeout(Some(self.patience))
+            .and_then(|()| self.stream.set_read_timeout(at_once.then_some(self.patience)))
+            .map_err(|source| Error::Call { method, source })?;
         match self.stream.write_all(&call.encode()) {
             Ok(()) => Ok(()),
             // A daemon that closed early may have said why.
             Err(source) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
-            Err(source) => Err(Error::Call { method: request.method().1, source }),
+            Err(source) => Err(self.failed(method, source)),
+        }
+    }
+
+    fn failed(&self, method: &'static str, source: std::io::Error) -> Error {
+        if source.kind() == ErrorKind::ConnectionReset {
+            Error::Lost { method }
+        } else if source.kind() == ErrorKind::WouldBlock {
+            Error::Silent { method, seconds: self.patience.as_secs() }
+        } else {
+            Error::Call { method, source }
         }
     }
 
@@ -102,8 +124,7 @@ impl Client {
                 Ok(0) => return Err(Error::Lost { method }),
                 Ok(length) => self.decoder.push(&self.buffer[..length]),
                 Err(source) if source.kind() == ErrorKind::Interrupted => {}
-                Err(source) if source.kind() == ErrorKind::ConnectionReset => return Err(Error::Lost { method }),
-                Err(source) => return Err(Error::Call { method, source }),
+                Err(source) => return Err(self.failed(method, source)),
             }
         };
         let reply = Reply::decode(&frame).map_err(|error| unclear(error.to_string()))?;
@@ -117,6 +138,8 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
     use crate::exit_code::ExitCode;
     use crate::protocol::control::{Empty, Error as ControlError, ListReply, ListRequest, NoParameters, ReloadReply};
@@ -178,11 +201,24 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_says_nothing_is_not_waited_for_without_end() {
+        let (mut silent, _daemon) = client(&[], false);
+        silent.patience = Duration::from_millis(10);
+        let error = silent.call::<Empty>(&PING).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Saturated);
+        assert_eq!(error.sentence(), "the daemon has not answered Ping within 0 s");
+
+        let (mut slow, _daemon) = client(&[Reply::last(&ReloadReply::default())], false);
+        slow.call::<ReloadReply>(&Request::Reload(NoParameters {})).unwrap();
+        assert_eq!(slow.stream.read_timeout().unwrap(), None, "an order takes the time that it takes");
+    }
+
+    #[test]
     fn where_no_daemon_is_the_sentence_says_what_to_do() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         assert!(matches!(Client::connect(&path), Err(Error::Unreachable { .. })), "no socket");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         assert!(matches!(Client::connect(&path), Err(Error::Unreachable { .. })), "a socket that nobody holds");
         let long = directory.path().join("x".repeat(200));
         assert!(matches!(Client::connect(&long), Err(Error::Connect { .. })));

@@ -54,3 +54,43 @@ pub(super) fn of_command(
 fn lines_of(errors: &impl std::fmt::Display) -> Vec<String> {
     errors.to_string().lines().map(str::to_string).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit_code::ExitCode;
+
+    #[test]
+    fn a_file_that_is_missing_is_not_one_that_is_wrong() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("halsup.toml");
+        let load = || load(&path, &BTreeMap::new());
+        assert_eq!(load().unwrap_err().exit_code(), ExitCode::NotFound);
+        for (content, expected) in [
+            (&b"[pool.web]\nsise = 3\ncommand = ['x']\n"[..], "line 2: pool.web.sise: unknown key"),
+            (b"\xff", "invalid utf-8"),
+            (&vec![b' '; (1 << 20) + 1], "the file has 1048577 bytes"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = load().unwrap_err();
+            assert_eq!(error.exit_code(), ExitCode::Usage);
+            let sentence = error.sentence();
+            assert!(sentence.starts_with(path.to_str().unwrap()) && sentence.contains(expected), "{sentence}");
+        }
+        std::fs::write(&path, "[pool.web]\ncommand = ['true']\nsize = 3\n").unwrap();
+        assert_eq!(load().unwrap().pools.len(), 1);
+    }
+
+    #[test]
+    fn a_command_line_is_a_configuration_of_one_pool() {
+        let name = PoolName::parse("web").unwrap();
+        let of_command = |memory: &str| {
+            let overrides = PoolOverrides { memory: Some(memory.into()), ..PoolOverrides::default() };
+            of_command(name.clone(), 3, &["/bin/true".into()], &overrides, &BTreeMap::new())
+        };
+        assert_eq!(of_command("64M").unwrap().pools[0].policy.size.min, 3);
+        let error = of_command("4x").unwrap_err();
+        assert!(error.sentence().starts_with("--memory: "), "{}", error.sentence());
+        assert_eq!(error.exit_code(), ExitCode::Usage);
+    }
+}

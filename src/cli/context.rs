@@ -24,6 +24,7 @@ pub(super) struct Context {
     pub(super) output: Output,
     socket: Option<PathBuf>,
     config: Option<PathBuf>,
+    default_config: &'static Path,
     environment: BTreeMap<String, String>,
 }
 
@@ -52,7 +53,7 @@ impl Context {
         if let Some(instance) = instance {
             environment.insert(INSTANCE.into(), instance.to_string());
         }
-        Self { output, socket, config, environment }
+        Self { output, socket, config, default_config: Path::new(config::DEFAULT_PATH), environment }
     }
 
     /// The environment that configuration is read with.
@@ -62,7 +63,7 @@ impl Context {
 
     /// Where the configuration is: as said, else the default.
     pub(super) fn config_path(&self) -> &Path {
-        self.config.as_deref().unwrap_or_else(|| Path::new(config::DEFAULT_PATH))
+        self.config.as_deref().unwrap_or(self.default_config)
     }
 
     /// Reads the configuration.
@@ -127,10 +128,11 @@ mod tests {
     fn socket(instance: Option<&str>, socket: Option<&str>, environment: &[(&str, &str)]) -> Result<String, String> {
         let environment = environment.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
         let instance = instance.map(|name| InstanceName::parse(name).unwrap());
-        Context::with_environment(Output::new(false), instance, socket.map(PathBuf::from), None, environment)
-            .socket()
-            .map(|path| path.display().to_string())
-            .map_err(|error| error.to_string())
+        let mut context =
+            Context::with_environment(Output::new(false), instance, socket.map(PathBuf::from), None, environment);
+        // This machine's own configuration is no part of the test.
+        context.default_config = Path::new("/nonexistent");
+        context.socket().map(|path| path.display().to_string()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -144,6 +146,17 @@ mod tests {
         assert_eq!(socket(None, None, &placed), Ok("/tmp/x/control.sock".into()));
         assert_eq!(socket(Some("red"), Some("/y"), &placed), Ok("/y".into()));
         assert_eq!(socket(None, None, &[("HALSUP_INSTANCE", "")]), Ok("/run/halsup/control.sock".into()));
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("halsup.toml");
+        std::fs::write(&config, "[daemon]\nruntime_dir = '/srv/run'\n").unwrap();
+        let of_config = |environment: &[(&str, &str)]| {
+            let environment = environment.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+            Context::with_environment(Output::new(false), None, None, Some(config.clone()), environment)
+                .socket()
+                .unwrap()
+        };
+        assert_eq!(of_config(&[]), Path::new("/srv/run/control.sock"));
+        assert_eq!(of_config(&placed), Path::new("/tmp/x/control.sock"));
         assert!(socket(None, None, &[("HALSUP_INSTANCE", "../x")]).unwrap_err().starts_with("HALSUP_INSTANCE: name"));
     }
 }

@@ -23,6 +23,7 @@ use super::stopwatch::Stopwatch;
 use crate::exit_code::ExitCode;
 use crate::protocol::control::{NoParameters, Request, StatusReply};
 use crate::protocol::notify;
+use crate::spec::{format_duration, parse_duration};
 
 /// How long a daemon may take until it is ready, unless somebody says otherwise.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -31,7 +32,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(90);
 #[derive(Debug, Args)]
 pub(super) struct Start {
     /// How long to wait until it is ready, such as 30s.
-    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = parse_duration)]
     pub(super) timeout: Duration,
 }
 
@@ -85,7 +86,7 @@ impl Start {
             },
             Outcome::TimedOut => format!(
                 "the daemon (pid {pid}) is not ready after {}: see {}",
-                humantime::format_duration(self.timeout),
+                format_duration(self.timeout),
                 place.log.display()
             ),
         };

@@ -17,6 +17,7 @@ use super::stopwatch::Stopwatch;
 use crate::protocol::control::{
     NoParameters, Request, SHUTDOWN_TIMEOUT_MS_MAX, ShutdownReply, ShutdownRequest, StatusReply,
 };
+use crate::spec::parse_duration;
 
 /// How long the process may take to end after it has closed its connection.
 const EXIT_SECONDS_MAX: i64 = 10;
@@ -86,7 +87,7 @@ impl Stop {
 
 /// For clap: a duration with its unit, at most a day.
 fn timeout(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let duration = parse_duration(text).map_err(|error| error.to_string())?;
     if duration <= Duration::from_millis(SHUTDOWN_TIMEOUT_MS_MAX) { Ok(duration) } else { Err("at most 1d".into()) }
 }
 

@@ -20,6 +20,8 @@ pub(super) enum Error {
     Connect { path: PathBuf, source: std::io::Error },
     #[error("the daemon went away before it answered {method}")]
     Lost { method: &'static str },
+    #[error("the daemon has not answered {method} within {seconds} s")]
+    Silent { method: &'static str, seconds: u64 },
     #[error("call {method}")]
     Call { method: &'static str, source: std::io::Error },
     #[error("the daemon's answer to {method} is not understood: {reason}; `halsup daemon status` shows its version")]
@@ -74,6 +76,7 @@ impl Error {
             Self::Unreachable { .. } | Self::Lost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
             Self::FileMissing { .. } => ExitCode::NotFound,
+            Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {
                 CallFailure::Control(error) => match error {

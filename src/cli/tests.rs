@@ -77,7 +77,7 @@ fn what_is_not_right_is_refused_by_name() {
         ("scale web.3 1", "is not valid"),
         ("scale web -1", "unexpected argument '-1'"),
         ("scale web 10001", "not in 0..=10000"),
-        ("kill -s NOPE web", "expected the name of a signal"),
+        ("kill -s NOPE web", "a signal such as SIGTERM"),
         ("logs web -n 10001", "not in 0..=10000"),
         ("events -n 1001", "not in 0..=1000"),
         ("ps --instance Blue", "is not valid"),
@@ -86,7 +86,7 @@ fn what_is_not_right_is_refused_by_name() {
         ("up --size 0 -- true", "not in 1..=10000"),
         ("up --memory 5g", "required arguments"),
         ("daemon", "Usage"),
-        ("daemon stop --timeout 5", "time unit needed"),
+        ("daemon stop --timeout 5", "a duration with a unit"),
         ("daemon stop --timeout 2d", "at most 1d"),
         ("completions cobol", "invalid value"),
     ] {

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use super::clock;
 use super::state::Daemon;
 use crate::protocol::control::{Cause, Event, EventKind, EventsReply, WorkerState};
-use crate::protocol::escape;
 use crate::spec::{Generation, WorkerId};
 
 /// How many events are kept.
@@ -33,6 +32,13 @@ pub(super) struct Happening {
     pub(super) cause: Option<Cause>,
     pub(super) asked_by: Option<String>,
     pub(super) text: String,
+}
+
+impl Happening {
+    /// Something of this kind, with these words; the rest is filled in where it applies.
+    pub(super) const fn new(kind: EventKind, text: String) -> Self {
+        Self { kind, pool: None, worker: None, generation: None, state: None, cause: None, asked_by: None, text }
+    }
 }
 
 /// Where a reader is: behind the event with this sequence number.
@@ -85,13 +91,6 @@ impl Daemon {
             let worker = worker?;
             self.pools.get(&worker.pool).map(|pool| pool.spec.name.to_string())
         });
-        tracing::info!(
-            %kind,
-            object = name.as_deref().or(pool.as_deref()).unwrap_or("-"),
-            asked_by = asked_by.as_deref().unwrap_or("-"),
-            "{}",
-            escape::text(&text)
-        );
         let time = clock::rfc3339(clock::wall());
         self.events.add(|sequence| Event {
             sequence,

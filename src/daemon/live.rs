@@ -6,12 +6,13 @@ use std::time::SystemTime;
 use mio::Token;
 
 use super::sources::Sources;
+use super::state::Chore;
 use crate::host::cgroup::{Enforcement, WorkerCgroup};
 use crate::host::spawn::Birth;
+use crate::host::spawn::Waited;
 use crate::protocol::control::{Cause, StartFailure};
 use crate::protocol::init::Report;
 use crate::spec::{Generation, PoolId};
-use crate::sys::process::Waited;
 
 /// A registered descriptor.
 #[derive(Debug)]
@@ -70,8 +71,8 @@ pub(super) struct Live {
     pub(super) enforcement: Enforcement,
     /// Name of its directory below the work directories.
     pub(super) work_name: String,
-    /// Number of its private id, to be given back.
-    pub(super) id: Option<u32>,
+    /// What is removed when it has ended.
+    pub(super) chores: Vec<Chore>,
     pub(super) uid: u32,
     pub(super) port: Option<u16>,
     pub(super) started: SystemTime,
@@ -88,6 +89,56 @@ pub(super) struct Live {
     pub(super) start_failure: Option<StartFailure>,
     /// Number of the next ping.
     pub(super) next_ping: u64,
+}
+
+/// What is known of a generation before it lives.
+#[derive(Debug)]
+pub(super) struct Particulars {
+    pub(super) pool: PoolId,
+    pub(super) generation: Generation,
+    pub(super) enforcement: Enforcement,
+    pub(super) chores: Vec<Chore>,
+    pub(super) uid: u32,
+    pub(super) port: Option<u16>,
+    pub(super) work_name: String,
+    pub(super) started: SystemTime,
+}
+
+impl Live {
+    /// A generation that was just cloned and is not listened to yet.
+    pub(super) fn new(birth: Birth, init_pid: i32, cgroup: WorkerCgroup, known: Particulars) -> Self {
+        Self {
+            pool: known.pool,
+            generation: known.generation,
+            phase: Phase::Starting,
+            process: None,
+            init_pid,
+            birth: Some(birth),
+            init: None,
+            main: None,
+            main_pid: None,
+            stdout: None,
+            stderr: None,
+            notify: None,
+            channel: None,
+            cgroup,
+            cgroup_events: None,
+            removals: 0,
+            enforcement: known.enforcement,
+            chores: known.chores,
+            work_name: known.work_name,
+            uid: known.uid,
+            port: known.port,
+            started: known.started,
+            status_text: None,
+            junk: 0,
+            main_exit: None,
+            leftover: None,
+            waited: None,
+            start_failure: None,
+            next_ping: 0,
+        }
+    }
 }
 
 /// What is kept of a generation for its death certificate.

@@ -1,22 +1,45 @@
 //! Who drives: one `mio` loop that turns readiness into inputs of the engine, and its effects into system calls.
+//!
+//! [`run`] is all that the command line knows of it. The order in which the files are best read: `launch` (from nothing to
+//! the first turn), `event_loop` (one turn), `birth`, `reports`, `exit` (a worker's life), `perform` (effects), `control`
+//! (what others ask).
 
+mod birth;
 mod clock;
 mod control;
+mod doctor;
+mod environment;
+mod event_loop;
 mod events;
+mod exit;
+mod launch;
 mod live;
 mod log;
+mod log_sink;
+mod manager;
+mod perform;
 mod pool;
 mod probe;
+mod probe_socket;
 mod ready_file;
 mod reload;
+mod reports;
+mod signals;
 mod sources;
 mod state;
 mod timers;
 
+use std::io;
 use std::path::PathBuf;
 
+pub use control::ControlError;
+pub use log::LogError;
+pub use pool::PoolError;
+
+use crate::host::cgroup::CgroupError;
+use crate::host::init_image::ImageError;
 use crate::protocol::control::{Check, StatusReply, WorkerInfo};
-use crate::spec::Config;
+use crate::spec::{Config, InstanceName, PoolName};
 
 /// What the command line decides about a daemon beside its configuration.
 #[derive(Debug, Default)]
@@ -29,19 +52,100 @@ pub struct RunOptions {
 
 /// Why a daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
-#[error("the daemon is not part of this build")]
-pub struct Error;
+pub enum Error {
+    /// Not root.
+    #[error("halsup has to run as root: namespaces, cgroups and identities of workers need it (try sudo)")]
+    NotRoot,
+    /// Another daemon has the state directory.
+    #[error("another halsup daemon{} runs with state directory {path}", .pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    Running {
+        /// The state directory.
+        path: String,
+        /// The other daemon, if it could be read.
+        pid: Option<u32>,
+    },
+    /// A directory of the daemon.
+    #[error("{operation} {path}")]
+    Directory {
+        /// What was being done.
+        operation: &'static str,
+        /// To what.
+        path: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A directory of the daemon could be changed by others.
+    #[error("use {path}: it has to belong to root and be writable by nobody else")]
+    NotOurs {
+        /// The directory.
+        path: String,
+    },
+    /// Cgroups.
+    #[error("prepare cgroups")]
+    Cgroup(#[from] CgroupError),
+    /// Processes of an earlier daemon that do not end.
+    #[error(
+        "end what an earlier daemon left in cgroup {cgroup}: {processes} processes are still there after {seconds} s"
+    )]
+    Leftover {
+        /// Where they are.
+        cgroup: String,
+        /// How many.
+        processes: usize,
+        /// How long it was waited.
+        seconds: u64,
+    },
+    /// The init's program.
+    #[error("prepare the workers' init")]
+    Init(#[from] ImageError),
+    /// The log.
+    #[error("begin the log")]
+    Log(#[from] LogError),
+    /// The control socket.
+    #[error("open the control socket")]
+    Control(#[from] ControlError),
+    /// A pool.
+    #[error("prepare pool {name}")]
+    Pool {
+        /// Which.
+        name: PoolName,
+        /// Why.
+        source: PoolError,
+    },
+    /// A step of the start that has no file of its own.
+    #[error("{operation}")]
+    Start {
+        /// What was being done.
+        operation: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The loop could not wait for events.
+    #[error("wait for events")]
+    Poll {
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// At the end something could not be ended.
+    #[error("{count} workers could not be ended: {names}")]
+    Stuck {
+        /// How many.
+        count: usize,
+        /// Which.
+        names: String,
+    },
+}
 
 /// Runs the daemon until it is shut down.
 ///
 /// # Errors
-/// [`Error`].
-pub fn run(_config: Config, _options: RunOptions) -> Result<(), Error> {
-    Err(Error)
+/// [`Error`]: what kept it from starting, or what it could not end.
+pub fn run(config: Config, options: RunOptions) -> Result<(), Error> {
+    launch::run(config, options)
 }
 
 /// What the host has of what halsup needs.
 #[must_use]
 pub fn doctor() -> Vec<Check> {
-    Vec::new()
+    doctor::checks(&InstanceName::default())
 }

@@ -1,13 +1,78 @@
-//! A pool as the daemon holds it: its specification, and what every spawn of it needs, prepared once.
+//! A pool as the daemon holds it: its specification, and what every spawn of it needs, prepared once at start or reload.
 
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::host::cgroup::PoolCgroup;
-use crate::host::workdir::LinkEntry;
-use crate::spec::{PoolId, PoolSpec};
+use rustix::fs::{Mode, OFlags, open};
 
-/// What every spawn of a pool needs, made at start and reload.
+use crate::host::cgroup::{CgroupError, CgroupRoot, PoolCgroup};
+use crate::host::identity::{IdentityError, host_user};
+use crate::host::mounts::{MountError, TemplateSpec, build_template, carried_bind};
+use crate::host::port;
+use crate::host::seccomp::{Filter, PROFILE_BYTES_MAX, SeccompError};
+use crate::host::workdir::{LinkEntry, WorkDirError, expand_links};
+use crate::spec::{DaemonSpec, Identity, Listen, Net, PoolId, PoolSpec, Root, Seccomp};
+
+/// A pool cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// Its cgroup.
+    #[error("prepare its cgroup")]
+    Cgroup(#[from] CgroupError),
+    /// Its root.
+    #[error("build its root")]
+    Mount(#[from] MountError),
+    /// Its user.
+    #[error("find its user")]
+    Identity(#[from] IdentityError),
+    /// Its links.
+    #[error("find the files of `link`")]
+    Links(#[from] WorkDirError),
+    /// Its filter.
+    #[error("make its system call filter")]
+    Seccomp(#[from] SeccompError),
+    /// A file it names.
+    #[error("{operation} {path}")]
+    File {
+        /// What was being done.
+        operation: &'static str,
+        /// To what.
+        path: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A socket it listens on is somebody else's.
+    #[error("listen on {address}: the address is in use{}", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
+    InUse {
+        /// The address.
+        address: String,
+        /// Who has it, if that can be seen.
+        holder: Option<String>,
+    },
+    /// A socket it listens on cannot be had.
+    #[error("listen on {address}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+impl PoolError {
+    /// Whether the daemon must not go on after it.
+    pub(super) const fn is_fatal(&self) -> bool {
+        matches!(self, Self::Mount(error) if error.is_fatal())
+    }
+}
+
+/// What every spawn of a pool needs.
 #[derive(Debug)]
 pub(super) struct Prepared {
     /// Finished mount namespace.
@@ -15,7 +80,7 @@ pub(super) struct Prepared {
     /// For a root that is a directory: that directory, to be id-mapped.
     pub(super) lower: Option<OwnedFd>,
     /// Mounts that an overlay's template carries into the root: from, to.
-    pub(super) carry: Vec<(std::ffi::CString, std::ffi::CString)>,
+    pub(super) carry: Vec<(CString, CString)>,
     /// System call filter, eight bytes an instruction; empty is none.
     pub(super) filter: Vec<u8>,
     /// What appears in each work directory.
@@ -24,8 +89,8 @@ pub(super) struct Prepared {
     pub(super) net: Option<Rc<OwnedFd>>,
     /// Parent of its workers' cgroups.
     pub(super) cgroup: PoolCgroup,
-    /// Sockets handed in as `LISTEN_FDS`.
-    pub(super) listeners: Vec<OwnedFd>,
+    /// Sockets handed in as `LISTEN_FDS`, with the addresses they are for; they survive every restart.
+    pub(super) listeners: Vec<(Listen, OwnedFd)>,
     /// Uid and gid on the host, where the identity is one of the host's.
     pub(super) host_ids: Option<(u32, u32)>,
     /// RLIMIT_* numbers and values.
@@ -45,4 +110,164 @@ impl Pool {
     pub(super) fn worker_name(&self, slot: u32) -> String {
         if self.spec.service { self.spec.name.to_string() } else { format!("{}.{slot}", self.spec.name) }
     }
+}
+
+/// Templates of one start or reload: pools with one root share one.
+#[derive(Debug, Default)]
+pub(super) struct Templates(BTreeMap<TemplateSpec, Rc<OwnedFd>>);
+
+impl Templates {
+    fn get(&mut self, spec: TemplateSpec) -> Result<Rc<OwnedFd>, MountError> {
+        if let Some(template) = self.0.get(&spec) {
+            return Ok(Rc::clone(template));
+        }
+        let template = Rc::new(build_template(&spec)?);
+        self.0.insert(spec, Rc::clone(&template));
+        Ok(template)
+    }
+}
+
+/// Prepares a pool. Listeners of `kept` that it still wants are taken over instead of bound anew.
+///
+/// # Errors
+/// [`PoolError`]; nothing of it is left but an empty cgroup.
+pub(super) fn prepare(
+    spec: &PoolSpec,
+    daemon: &DaemonSpec,
+    cgroups: &CgroupRoot,
+    templates: &mut Templates,
+    kept: &[(Listen, OwnedFd)],
+) -> Result<Prepared, PoolError> {
+    let hidden = [daemon.runtime_dir.clone(), daemon.state_dir.clone(), PathBuf::from("/etc/halsup")];
+    let host_ids = match &spec.identity {
+        Identity::Host(name) => host_user(name).map(|user| Some((user.uid, user.gid)))?,
+        Identity::UnsafeRoot => Some((0, 0)),
+        Identity::Dynamic | Identity::Mapped => None,
+    };
+    let net = match &spec.net {
+        Net::Path(path) => Some(Rc::new(open_file("open network namespace", path, OFlags::RDONLY)?)),
+        Net::Parent | Net::Own => None,
+    };
+    let lower = match (&spec.root, &spec.identity) {
+        (Root::Directory(path), Identity::Mapped) => {
+            Some(open_file("open root directory", path, OFlags::PATH | OFlags::DIRECTORY)?)
+        }
+        (Root::Directory(_) | Root::Host, _) => None,
+    };
+    Ok(Prepared {
+        template: templates.get(TemplateSpec::new(&spec.root, &spec.binds, &hidden))?,
+        lower,
+        carry: carried(spec)?,
+        filter: filter(&spec.seccomp)?,
+        links: expand_links(&spec.link)?,
+        net,
+        cgroup: PoolCgroup::create(cgroups, &spec.name)?,
+        listeners: listeners(&spec.listen, kept)?,
+        host_ids,
+        rlimits: rlimits(&spec.rlimits),
+    })
+}
+
+fn open_file(operation: &'static str, path: &Path, flags: OFlags) -> Result<OwnedFd, PoolError> {
+    open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| PoolError::File {
+        operation,
+        path: path.display().to_string(),
+        source: errno.into(),
+    })
+}
+
+fn carried(spec: &PoolSpec) -> Result<Vec<(CString, CString)>, PoolError> {
+    if spec.root == Root::Host {
+        return Ok(Vec::new());
+    }
+    let own = ["dev", "run", "sys"].map(|place| (format!("/carry/{place}"), format!("/new/{place}")));
+    let target = |target: &Path| format!("/new/{}", target.display().to_string().trim_start_matches('/'));
+    let binds = spec.binds.iter().enumerate().map(|(n, bind)| (carried_bind(n), target(&bind.target)));
+    let pair = |(from, to): (String, String)| {
+        let text = |path: String| {
+            CString::new(path.clone()).map_err(|nul| PoolError::File { operation: "bind to", path, source: nul.into() })
+        };
+        Ok((text(from)?, text(to)?))
+    };
+    own.into_iter().chain(binds).map(pair).collect()
+}
+
+fn filter(seccomp: &Seccomp) -> Result<Vec<u8>, PoolError> {
+    let filter = match seccomp {
+        Seccomp::Unconfined => return Ok(Vec::new()),
+        Seccomp::Default => Filter::allow_list()?,
+        Seccomp::Profile(path) => {
+            let failed =
+                |source| PoolError::File { operation: "read profile", path: path.display().to_string(), source };
+            let size = std::fs::metadata(path).map_err(failed)?.len();
+            if size > PROFILE_BYTES_MAX as u64 {
+                return Err(SeccompError::TooLarge.into());
+            }
+            Filter::from_profile(&std::fs::read(path).map_err(failed)?, crate::host::kernel::version())?
+        }
+    };
+    Ok(filter.program().iter().flat_map(|instruction| instruction.to_ne_bytes()).collect())
+}
+
+fn listeners(wanted: &[Listen], kept: &[(Listen, OwnedFd)]) -> Result<Vec<(Listen, OwnedFd)>, PoolError> {
+    wanted.iter().map(|listen| Ok((listen.clone(), listener(listen, kept)?))).collect()
+}
+
+fn listener(listen: &Listen, kept: &[(Listen, OwnedFd)]) -> Result<OwnedFd, PoolError> {
+    let address = match listen {
+        Listen::Tcp(address) => address.to_string(),
+        Listen::Unix(path) => path.display().to_string(),
+    };
+    let failed = |source: io::Error| match (source.kind(), listen) {
+        (io::ErrorKind::AddrInUse, Listen::Tcp(tcp)) => {
+            PoolError::InUse { address: address.clone(), holder: port::holder(tcp.port()) }
+        }
+        (_, Listen::Tcp(_) | Listen::Unix(_)) => PoolError::Listen { address: address.clone(), source },
+    };
+    if let Some((_, fd)) = kept.iter().find(|(old, _)| old == listen) {
+        return fd.try_clone().map_err(failed);
+    }
+    match listen {
+        Listen::Tcp(address) => TcpListener::bind(address).map(OwnedFd::from).map_err(failed),
+        Listen::Unix(path) => {
+            // A socket that nobody answers on is left from an earlier daemon; one that answers is somebody's.
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(PoolError::InUse { address, holder: None });
+            }
+            match std::fs::remove_file(path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+            UnixListener::bind(path).map(OwnedFd::from).map_err(failed)
+        }
+    }
+}
+
+/// From names to numbers; a core file of a worker is never wanted unless it was asked for.
+fn rlimits(wanted: &BTreeMap<String, u64>) -> Vec<(u32, u64)> {
+    const NUMBERS: [(&str, u32); 15] = [
+        ("cpu", 0),
+        ("fsize", 1),
+        ("data", 2),
+        ("stack", 3),
+        ("core", 4),
+        ("rss", 5),
+        ("nproc", 6),
+        ("nofile", 7),
+        ("memlock", 8),
+        ("as", 9),
+        ("locks", 10),
+        ("sigpending", 11),
+        ("msgqueue", 12),
+        ("nice", 13),
+        ("rtprio", 14),
+    ];
+    let mut limits: BTreeMap<u32, u64> = BTreeMap::from([(4, 0)]);
+    for (name, number) in NUMBERS {
+        if let Some(value) = wanted.get(name) {
+            limits.insert(number, *value);
+        }
+    }
+    limits.into_iter().collect()
 }

@@ -1,15 +1,187 @@
-//! Reading the configuration again, and answers to the daemon's own orders.
+//! Changing the wanted pools while they run: all or nothing, and only what differs.
 
+use std::collections::BTreeMap;
+
+use super::birth::chain;
+use super::pool::{Pool, Templates, prepare};
 use super::state::Daemon;
-use crate::engine::{Answer, CallId};
+use super::{Error, control::OWN_CALLS};
+use crate::engine::{Answer, CallId, Input, Target};
 use crate::protocol::control::ReloadReply;
+use crate::spec::{CONFIG_BYTES_MAX, Config, PoolId, PoolName, PoolSpec, parse_config};
+
+/// The daemon's own order to start everything, answered when all first workers are ready or cannot be.
+pub(super) const FIRST_START: CallId = CallId(OWN_CALLS);
+/// The daemon's own orders to restart what a reload has changed.
+const RESTART_CHANGED: CallId = CallId(OWN_CALLS | 1);
 
 impl Daemon {
-    /// Reads the configuration again; all of it is taken or nothing.
+    /// Reads the configuration again and changes what differs.
+    ///
+    /// # Errors
+    /// One sentence; then nothing was changed.
     pub(super) fn reload(&mut self) -> Result<ReloadReply, String> {
-        Err("reloading is not part of this build".into())
+        let path =
+            self.config_path.clone().ok_or("there is no configuration file: pools came from the command line")?;
+        let text = read_bounded(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
+        let environment: BTreeMap<String, String> =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        let config = parse_config(&text, &environment).map_err(|errors| errors.to_string())?;
+        let reply = self.change_to(config)?;
+        self.config_text = text;
+        tracing::info!(target: "pool", added = reply.added.len(), changed = reply.changed.len(), removed = reply.removed.len(), "reloaded");
+        Ok(reply)
     }
 
-    /// Takes the answer to an order of the daemon's own.
-    pub(super) fn answer_own(&mut self, _call: CallId, _answer: &Answer) {}
+    /// SIGHUP: the same, with the log as the only listener.
+    pub(super) fn reload_by_signal(&mut self) {
+        if let Err(sentence) = self.reload() {
+            tracing::error!(target: "pool", "reload: {sentence}");
+        }
+    }
+
+    fn change_to(&mut self, config: Config) -> Result<ReloadReply, String> {
+        if self.state == crate::protocol::control::DaemonState::Stopping {
+            return Err("the daemon is shutting down".to_owned());
+        }
+        let (old, new) = (&self.spec, &config.daemon);
+        if (&old.instance, &old.runtime_dir, &old.state_dir, old.uid_base)
+            != (&new.instance, &new.runtime_dir, &new.state_dir, new.uid_base)
+        {
+            return Err(
+                "instance, runtime_dir, state_dir and uid_base change only with a restart of the daemon".to_owned()
+            );
+        }
+        let mut reply = ReloadReply::default();
+        let wanted: BTreeMap<PoolName, PoolSpec> =
+            config.pools.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+        // First everything that can fail, on the side; then everything that cannot.
+        let prepared = self.prepare_changes(&wanted, &config.daemon)?;
+        let gone: Vec<(PoolName, PoolId)> =
+            self.names.iter().filter(|(name, _)| !wanted.contains_key(*name)).map(|(n, i)| (n.clone(), *i)).collect();
+        for (name, id) in gone {
+            reply.removed.push(name.to_string());
+            self.leaving.insert(id);
+            self.names.remove(&name);
+            self.inputs.push(Input::PoolRemoved(id));
+        }
+        for change in prepared {
+            let name = change.spec.name.to_string();
+            match self.names.get(&change.spec.name).copied() {
+                Some(id) => {
+                    reply.changed.push(name);
+                    self.redefine(id, change);
+                }
+                None => {
+                    reply.added.push(name);
+                    self.define(change);
+                }
+            }
+        }
+        self.spec = config.daemon;
+        super::log::best_effort(
+            self.log.set(&self.spec.log_level.clone()),
+            "the filter was checked with the configuration",
+        );
+        Ok(reply)
+    }
+
+    fn prepare_changes(
+        &mut self,
+        wanted: &BTreeMap<PoolName, PoolSpec>,
+        daemon: &crate::spec::DaemonSpec,
+    ) -> Result<Vec<Change>, String> {
+        let Some(cgroups) = &self.cgroups else { return Err("the daemon has no cgroup".to_owned()) };
+        let mut templates = Templates::default();
+        let mut changes = Vec::new();
+        for spec in wanted.values() {
+            let running = self.names.get(&spec.name).and_then(|id| self.pools.get(id));
+            if running.is_some_and(|pool| pool.spec == *spec) {
+                continue;
+            }
+            if running.is_some_and(|pool| pool.spec.service != spec.service) {
+                return Err(format!(
+                    "{}: a pool cannot become a service, or the other way round, while it runs",
+                    spec.name
+                ));
+            }
+            if running.is_none()
+                && self.leaving.iter().any(|id| self.pools.get(id).is_some_and(|pool| pool.spec.name == spec.name))
+            {
+                return Err(format!("{}: its predecessor of the same name is still being stopped", spec.name));
+            }
+            let kept = running.map_or(&[][..], |pool| &pool.prepared.listeners);
+            let prepared = prepare(spec, daemon, cgroups, &mut templates, kept);
+            let prepared = prepared.map_err(|error| {
+                if error.is_fatal() {
+                    // This process is in a template's mount namespace and cannot get back: every path now means another
+                    // file. Whoever started the daemon starts it again.
+                    tracing::error!(target: "pool", "{}", chain(&error));
+                    std::process::abort();
+                }
+                format!("{}: {}", spec.name, chain(&error))
+            })?;
+            changes.push(Change { spec: spec.clone(), prepared });
+        }
+        Ok(changes)
+    }
+
+    fn redefine(&mut self, id: PoolId, change: Change) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        // What the engine alone decides by changes under running workers; everything else needs new ones.
+        let program_differs = PoolSpec { policy: change.spec.policy.clone(), ..pool.spec.clone() } != change.spec;
+        self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
+        *pool = Pool { id, spec: change.spec, prepared: change.prepared };
+        if program_differs {
+            self.inputs.push(Input::RestartRequested(RESTART_CHANGED, Target::Pool(id)));
+        }
+    }
+
+    /// Adds a pool; the engine starts it.
+    pub(super) fn define(&mut self, change: Change) {
+        let id = PoolId(self.next_pool);
+        self.next_pool += 1;
+        self.names.insert(change.spec.name.clone(), id);
+        self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
+        self.pools.insert(id, Pool { id, spec: change.spec, prepared: change.prepared });
+    }
+
+    /// The engine has answered one of the daemon's own orders.
+    pub(super) fn answer_own(&mut self, call: CallId, answer: &Answer) {
+        if call == FIRST_START
+            && let Some(tell) = self.options.when_ready.take()
+        {
+            let (status, workers) = (self.status_reply(), self.worker_infos(None));
+            tell(&status, &workers);
+        }
+        tracing::debug!(target: "pool", call = call.0, ?answer, "own order answered");
+    }
+}
+
+/// A pool as it is to be.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) spec: PoolSpec,
+    pub(super) prepared: super::pool::Prepared,
+}
+
+/// Prepares every pool of a first configuration.
+///
+/// # Errors
+/// [`Error::Pool`] for the first that cannot be.
+pub(super) fn prepare_all(config: &Config, cgroups: &crate::host::cgroup::CgroupRoot) -> Result<Vec<Change>, Error> {
+    let mut templates = Templates::default();
+    let prepared = config.pools.iter().map(|spec| {
+        prepare(spec, &config.daemon, cgroups, &mut templates, &[])
+            .map(|prepared| Change { spec: spec.clone(), prepared })
+            .map_err(|source| Error::Pool { name: spec.name.clone(), source })
+    });
+    prepared.collect()
+}
+
+fn read_bounded(path: &std::path::Path) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(CONFIG_BYTES_MAX as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
 }

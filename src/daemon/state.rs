@@ -1,6 +1,6 @@
 //! All that the daemon holds, in one place; the other files of this room are what it does with it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -11,9 +11,11 @@ use super::control::Control;
 use super::events::EventLog;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
+use super::manager::Manager;
 use super::pool::Pool;
 use super::probe::Probes;
 use super::ready_file::ReadyFiles;
+use super::signals::Signals;
 use super::sources::Sources;
 use super::timers::Timers;
 use crate::engine::{Engine, Input, Time};
@@ -45,17 +47,19 @@ pub(super) struct Shared {
     pub(super) ranges: IdPool,
     /// Stacks of earlier births.
     pub(super) stacks: Vec<Stack>,
+    /// Held for as long as the daemon lives; its release is the kernel's.
+    pub(super) _lock: OwnedFd,
 }
 
 /// A tree that is removed piece by piece, a budget a turn.
 #[derive(Debug)]
 pub(super) enum Chore {
     /// A directory below `Shared::work_dirs`; then the id that its files belong to is free.
-    WorkDir { name: String, id: Option<u32> },
+    Work { name: String, id: Option<u32> },
     /// A directory below `Shared::notify_dirs`.
-    NotifyDir(String),
+    Notify(String),
     /// A directory below `Shared::overlay_dirs`; then the range that its files belong to is free.
-    OverlayDir { name: String, range: Option<u32> },
+    Overlay { name: String, range: Option<u32> },
 }
 
 /// The daemon.
@@ -74,6 +78,8 @@ pub(super) struct Daemon {
     pub(super) pools: BTreeMap<PoolId, Pool>,
     pub(super) names: BTreeMap<PoolName, PoolId>,
     pub(super) next_pool: u32,
+    /// Pools that are wanted no more and still have workers.
+    pub(super) leaving: BTreeSet<PoolId>,
     pub(super) live: BTreeMap<WorkerId, Live>,
     /// What is known of ended generations that have no certificate yet.
     pub(super) evidence: BTreeMap<(WorkerId, Generation), Evidence>,
@@ -96,6 +102,11 @@ pub(super) struct Daemon {
     /// The text of the configuration in force, for `GetConfig`; empty if there is no file.
     pub(super) config_text: String,
     pub(super) config_path: Option<PathBuf>,
+    pub(super) signals: Signals,
+    /// The service manager that started the daemon, if one did.
+    pub(super) manager: Manager,
+    /// Whether orphans are given to this process.
+    pub(super) reaps: bool,
     /// Whether the loop is to end: the engine has finished.
     pub(super) finished: bool,
 }

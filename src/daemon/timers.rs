@@ -16,8 +16,8 @@ pub(super) enum Timer {
     ProbeTimeout(u32, u64),
     /// A client has begun a message and not finished it, by its place and number.
     ClientTimeout(u32, u64),
-    /// Look at what edges may have missed.
-    Sweep,
+    /// Tell the service manager that the loop turns.
+    Watchdog,
     /// Accept connections again after descriptors ran out.
     ResumeAccept,
 }

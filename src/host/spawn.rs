@@ -4,11 +4,13 @@
 //! [`Birth::release`]; [`step_failed`] and [`program_failed`] put a failure into words.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::protocol::init::{Report, step};
+use crate::sys::process;
 use crate::sys::spawn::Stage;
 
+pub use crate::sys::process::{Status, Waited};
 pub use crate::sys::spawn::{Birth, Gone, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, Stack, WORK_TARGET};
 
 /// A worker could not be started.
@@ -69,6 +71,78 @@ pub fn begin(plan: Plan, cgroup: Option<BorrowedFd<'_>>, stack: Option<Stack>) -
     };
     let (birth, pidfd, pid) = Birth::begin(plan, stack, cgroup).map_err(|source| SpawnError::Clone { source })?;
     Ok(Child { pidfd, pid, birth })
+}
+
+/// Closes every descriptor but the standard ones: whoever started the daemon may have left some open.
+///
+/// # Errors
+/// None in practice.
+pub fn close_inherited() -> io::Result<()> {
+    let failed = |errno: crate::sys::raw::Errno| io::Error::from_raw_os_error(errno.0);
+    crate::sys::raw::close_range(3, usize::MAX >> 32, 0).map(|_| ()).map_err(failed)
+}
+
+/// Keeps others from reading this process's memory, and a core of it from being written.
+///
+/// # Errors
+/// None in practice.
+pub fn set_undumpable() -> io::Result<()> {
+    process::set_undumpable()
+}
+
+/// Sends SIGKILL to a child.
+///
+/// # Errors
+/// ESRCH if it was waited for already.
+pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
+    process::pidfd_kill(pidfd)
+}
+
+/// Sends a signal by number.
+///
+/// # Errors
+/// ESRCH if it is gone, EINVAL for a number that is no signal.
+pub fn signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    process::pidfd_signal(pidfd, signal)
+}
+
+/// Waits for a child; blocks until it ends.
+///
+/// # Errors
+/// ECHILD if it was waited for already.
+pub fn wait(pidfd: &OwnedFd) -> io::Result<Waited> {
+    process::wait_pidfd(pidfd)
+}
+
+/// Reaps a child if it has ended; never blocks.
+///
+/// # Errors
+/// ECHILD if it was waited for already.
+pub fn try_wait(pidfd: &OwnedFd) -> io::Result<Option<Waited>> {
+    process::try_wait_pidfd(pidfd)
+}
+
+/// The next child that has ended and was not waited for, by pid; for whoever is given orphans.
+///
+/// # Errors
+/// ECHILD where there is no child at all.
+pub fn peek_ended() -> io::Result<Option<i32>> {
+    process::peek_any()
+}
+
+/// Reaps an orphan by pid; only for a pid that [`peek_ended`] has just named, which cannot have been used again.
+///
+/// # Errors
+/// ECHILD if it is not our child.
+pub fn reap_orphan(pid: i32) -> io::Result<Option<Waited>> {
+    process::try_wait_pid(pid)
+}
+
+/// The host's pid of the process that a pidfd names, for people; `None` once it was waited for.
+#[must_use]
+pub fn pid_of(pidfd: &OwnedFd) -> Option<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
 }
 
 /// Why a child ended without its init having said a word.

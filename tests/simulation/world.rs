@@ -16,7 +16,7 @@ use crate::promises::{Promises, Verdict};
 /// More effects than this from one input are a livelock: at most a few for each of a handful of workers.
 const EFFECTS_MAX: usize = 400;
 /// More turns than this are a livelock.
-const TURNS_MAX: u32 = 60_000;
+const TURNS_MAX: u32 = 200_000;
 
 /// What will have happened at some time.
 #[derive(Debug, Clone)]
@@ -45,7 +45,6 @@ enum Happening {
 #[derive(Debug)]
 struct Process {
     id: WorkerId,
-    source: Option<HeartbeatSource>,
     beat_every: Duration,
     runs: bool,
     said_ready: bool,
@@ -313,7 +312,6 @@ impl World {
         let heartbeat = self.promises.pools.get(&id.pool).and_then(|pool| pool.policy.heartbeat);
         let process = Process {
             id,
-            source: heartbeat.map(|heartbeat| heartbeat.source),
             beat_every: heartbeat.map_or(Duration::from_secs(1), |heartbeat| heartbeat.interval),
             runs: false,
             said_ready: false,
@@ -392,7 +390,11 @@ impl World {
                 }
                 process.said_ready = true;
                 let id = process.id;
-                if process.source == Some(HeartbeatSource::Notify) {
+                let pool = self.promises.pools.get(&id.pool);
+                if let Some(heartbeat) = pool.and_then(|pool| pool.policy.heartbeat)
+                    && heartbeat.source == HeartbeatSource::Notify
+                {
+                    process.beat_every = process.beat_every.min(heartbeat.interval);
                     self.at(Duration::from_millis(50), Happening::SelfBeat(generation));
                 }
                 self.report(Input::BecameReady(id, generation))
@@ -442,7 +444,8 @@ impl World {
         if self.dice.chance(3) {
             self.happen(Happening::Ready(generation))?;
         }
-        if self.dice.chance(90) {
+        let percent = if self.long_extensions { 50 } else { 90 };
+        if self.dice.chance(percent) {
             let later = if self.dice.chance(70) { self.dice.millis(0, 400) } else { self.dice.millis(0, 25_000) };
             self.at(later, Happening::Ready(generation));
         }
@@ -463,17 +466,19 @@ impl World {
             ]);
             self.at(later, Happening::Dies(generation, ended, true));
         }
-        let most = if self.long_extensions { 7_200_000 } else { 20_000 };
+        let (most, extends, soon) = if self.long_extensions { (7_200_000, 60, 400) } else { (20_000, 8, 15_000) };
+        let none = !self.long_extensions && self.dice.chance(5);
+        let own_interval = if none { Duration::ZERO } else { self.dice.millis(200, 5000) };
         let says = [
             Input::TimeoutExtended(id, generation, self.dice.millis(0, most)),
-            Input::BeatIntervalSet(id, generation, self.dice.millis(0, 5000)),
+            Input::BeatIntervalSet(id, generation, own_interval),
             Input::StopAnnounced(id, generation),
             Input::BreakageAnnounced(id, generation),
             Input::Beat(id, generation),
         ];
-        for (input, percent) in says.into_iter().zip([8, 8, 5, 3, 10]) {
+        for (input, percent) in says.into_iter().zip([extends, 8, 5, 3, 10]) {
             if self.dice.chance(percent) {
-                let later = self.dice.millis(0, 15_000);
+                let later = self.dice.millis(0, soon);
                 self.at(later, Happening::Says(generation, input));
             }
         }

@@ -4,30 +4,16 @@ use std::time::Duration;
 
 use super::super::clock;
 use super::super::live::Live;
+use super::super::perform::worker_state;
 use super::super::pool::Pool;
 use super::super::state::Daemon;
 use crate::engine::{State, Target as EngineTarget, Time, WorkerView};
 use crate::host::cgroup::{Availability, wanted_limits};
-use crate::protocol::control::{
-    Controllers, Occupancy, PROTOCOL, PoolInfo, StateCounts, StatusReply, WorkerInfo, WorkerState,
-};
+use crate::protocol::control::{Controllers, Occupancy, PROTOCOL, PoolInfo, StateCounts, StatusReply, WorkerInfo};
+use crate::spec::PoolId;
 
 /// How many reasons are told where limits are not held.
 const REASONS_MAX: usize = 5;
-
-/// The engine's state as clients know it.
-pub(in crate::daemon) const fn worker_state(state: State) -> WorkerState {
-    match state {
-        State::Initializing => WorkerState::Initializing,
-        State::Healthy => WorkerState::Healthy,
-        State::Unhealthy => WorkerState::Unhealthy,
-        State::Draining => WorkerState::Draining,
-        State::Restarting => WorkerState::Restarting,
-        State::Crashed => WorkerState::Crashed,
-        State::Stopped => WorkerState::Stopped,
-        State::Stuck => WorkerState::Stuck,
-    }
-}
 
 /// Different reasons as one sentence; `None` if there are none.
 fn sentence(reasons: impl Iterator<Item = String>) -> Option<String> {
@@ -106,9 +92,9 @@ impl Daemon {
         PoolInfo { name: pool.spec.name.to_string(), service: pool.spec.service, min, max, wanted, counts }
     }
 
-    /// Every worker, as `List` tells it.
-    pub(in crate::daemon) fn worker_infos(&self) -> Vec<WorkerInfo> {
-        self.views(EngineTarget::All).map(|view| self.worker_info(&view)).collect()
+    /// Every worker, or those of a pool, as `List` tells them.
+    pub(in crate::daemon) fn worker_infos(&self, pool: Option<PoolId>) -> Vec<WorkerInfo> {
+        self.views(pool.map_or(EngineTarget::All, EngineTarget::Pool)).map(|view| self.worker_info(&view)).collect()
     }
 
     /// What is there of a worker's latest generation.

@@ -71,7 +71,7 @@ impl Daemon {
         let asked = Asked { place, number: client.number, by: client.peer, more: call.more, oneway: call.oneway };
         let outcome = match Request::decode(call) {
             Ok(request) if !roles::allows(asked.by, self.control.own_uid, &request, &self.spec.roles) => {
-                tracing::warn!(by = %asked.by, method = request.method().1, "permission denied");
+                tracing::warn!(target: "control", by = %asked.by, method = request.method().1, "permission denied");
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
             Ok(request) => self.carry_out(asked, request),

@@ -50,6 +50,8 @@ use crate::spec::DaemonSpec;
 const SOCKET_NAME: &str = "control.sock";
 /// Its name until it is ready; of the same length, so that one fits an address if the other does.
 const SOCKET_NAME_NEW: &str = "control.tmp!";
+/// The daemon's own orders have this bit in their number.
+pub(super) const OWN_CALLS: u64 = 1 << 63;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 /// How many connections are accepted in one turn.
@@ -65,7 +67,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The control socket could not be made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ControlError {
+pub enum ControlError {
     /// Its path does not fit an address.
     #[error("make control socket {path}: the path is too long for a socket")]
     Address {
@@ -182,7 +184,7 @@ impl Daemon {
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => {
-                    tracing::warn!(%errno, "accept a control connection; none is accepted for a moment");
+                    tracing::warn!(target: "control", %errno, "accept a control connection; none is accepted for a moment");
                     self.control.paused = true;
                     self.timers.set(clock::after(self.now, ACCEPT_PAUSE), Timer::ResumeAccept);
                     return;
@@ -203,10 +205,12 @@ impl Daemon {
     fn welcome(&mut self, socket: OwnedFd) {
         let peer = match peer_of(&socket) {
             Ok(peer) => peer,
-            Err(errno) => return tracing::warn!(%errno, "ask who connects; the connection is closed"),
+            Err(errno) => {
+                return tracing::warn!(target: "control", %errno, "ask who connects; the connection is closed");
+            }
         };
         if let Some(reason) = self.control.refuses(peer.uid) {
-            tracing::warn!(%peer, reason, "control connection refused");
+            tracing::warn!(target: "control", %peer, reason, "control connection refused");
             let reply = Refusal::Refused { reason: reason.into() }.to_reply().encode();
             let sent = send(&socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             return best_effort(sent, "who is refused may be gone already");
@@ -218,7 +222,7 @@ impl Daemon {
                 let client = Client::new(socket, token, self.control.next_number, peer, self.now);
                 self.put_back(place, client);
             }
-            Err(error) => tracing::warn!(%error, "watch a control connection; it is closed"),
+            Err(error) => tracing::warn!(target: "control", %error, "watch a control connection; it is closed"),
         }
     }
 

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use super::super::events::Happening;
+use super::super::perform::worker_state;
 use super::super::state::Daemon;
-use super::answers::worker_state;
+use super::OWN_CALLS;
 use super::client::Task;
 use super::dispatch::{Asked, Outcome};
 use crate::engine::{Answer, CallId, Input, State, Target as EngineTarget, WorkerView};
@@ -23,8 +24,6 @@ const ORDERS_MAX: usize = 1_024;
 const FAILURES_MAX: usize = 1_000;
 /// How many pools are named where one was not found.
 const NAMES_SHOWN_MAX: usize = 8;
-/// Marks the numbers of the daemon's own orders.
-const OWN: u64 = 1 << 63;
 
 /// What an order wants of the workers it is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +154,7 @@ impl Daemon {
         if self.control.orders.open.len() >= ORDERS_MAX {
             return Error::Saturated {}.into();
         }
-        self.control.orders.last = self.control.orders.last.wrapping_add(1) & !OWN;
+        self.control.orders.last = self.control.orders.last.wrapping_add(1) & !OWN_CALLS;
         let call = CallId(self.control.orders.last);
         let Some((input, wish, text)) = translate(request, call, target) else {
             return Error::Refused { reason: "this is no order".into() }.into();
@@ -170,6 +169,7 @@ impl Daemon {
 
     fn note_who_asked(&mut self, asked: Asked, target: EngineTarget, text: &str) {
         let who = asked.by.to_string();
+        tracing::info!(target: "control", by = %who, "{text}");
         let workers: Vec<WorkerId> = self.views(target).map(|view| view.worker).collect();
         for worker in workers {
             self.asked_by.insert(worker, who.clone());
@@ -179,17 +179,18 @@ impl Daemon {
             EngineTarget::Pool(pool) => (self.pools.get(&pool).map(|pool| pool.spec.name.to_string()), None),
             EngineTarget::Worker(worker) => (None, Some(worker)),
         };
-        self.record(Happening { pool, worker, asked_by: Some(who), ..happening(EventKind::Order, text.into()) });
+        self.record(Happening { pool, worker, asked_by: Some(who), ..Happening::new(EventKind::Order, text.into()) });
     }
 
     /// Records that somebody ordered something of the daemon itself.
     pub(super) fn record_order(&mut self, asked: Asked, kind: EventKind, text: String) {
-        self.record(Happening { asked_by: Some(asked.by.to_string()), ..happening(kind, text) });
+        tracing::info!(target: "control", by = %asked.by, "{text}");
+        self.record(Happening { asked_by: Some(asked.by.to_string()), ..Happening::new(kind, text) });
     }
 
     /// Answers a call that the engine has decided.
     pub(in crate::daemon) fn answer(&mut self, call: CallId, answer: &Answer) {
-        if call.0 & OWN != 0 {
+        if call.0 & OWN_CALLS != 0 {
             return self.answer_own(call, answer);
         }
         let Some(order) = self.control.orders.open.remove(&call) else { return };
@@ -247,10 +248,6 @@ impl Daemon {
             }
         }
     }
-}
-
-fn happening(kind: EventKind, text: String) -> Happening {
-    Happening { kind, pool: None, worker: None, generation: None, state: None, cause: None, asked_by: None, text }
 }
 
 /// An order as the engine takes it, what it wants, and its verb.

@@ -1,8 +1,8 @@
 //! What workers use, read from their cgroups when it is asked for.
 
 use super::super::log::best_effort;
+use super::super::perform::worker_state;
 use super::super::state::Daemon;
-use super::answers::worker_state;
 use super::dispatch::{Asked, Outcome};
 use super::pieces::What;
 use crate::engine::WorkerView;

@@ -11,6 +11,35 @@ use crate::spec::{Generation, InstanceName, Limit, Limits, LimitsMode, PoolName}
 static MOVING: Mutex<()> = Mutex::new(());
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
+/// Leaves nothing of a test that failed half way: goes back to where the process came from and removes what is empty.
+struct Cleanup {
+    base: std::path::PathBuf,
+    back: std::path::PathBuf,
+}
+
+impl Cleanup {
+    fn of(location: &Location) -> Self {
+        Self { base: location.path(), back: location.mount_point.join(&location.own) }
+    }
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        fn remove(dir: &std::path::Path) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    remove(&entry.path());
+                }
+            }
+            std::fs::remove_dir(dir).unwrap_or_default();
+        }
+        if self.base.exists() {
+            std::fs::write(self.back.join("cgroup.procs"), "0").unwrap_or_default();
+            remove(&self.base);
+        }
+    }
+}
+
 fn with_root(test: impl FnOnce(&CgroupRoot, &PoolCgroup)) {
     if !met(&[Need::Root, Need::Cgroup2]) {
         return;
@@ -20,6 +49,7 @@ fn with_root(test: impl FnOnce(&CgroupRoot, &PoolCgroup)) {
     let instance = InstanceName::parse(&format!("test-{}-{number}", std::process::id())).unwrap();
     let location = Location::discover(&instance).unwrap();
     let path = location.path();
+    let _cleanup = Cleanup::of(&location);
     let root = CgroupRoot::prepare(location).unwrap();
     let own = std::fs::read_to_string(path.join("supervisor/cgroup.procs")).unwrap();
     assert!(own.lines().any(|pid| pid == std::process::id().to_string()), "the process is in its leaf: {own:?}");
@@ -165,6 +195,7 @@ fn a_cgroup_that_was_delegated_is_the_base() {
     let unit = before.mount_point.join(format!("halsup-test-unit-{}", std::process::id()));
     let back = before.mount_point.join(&before.own);
     let enter = |dir: &std::path::Path| std::fs::write(dir.join("cgroup.procs"), "0").unwrap();
+    let _cleanup = Cleanup { base: unit.clone(), back: back.clone() };
     std::fs::create_dir(&unit).unwrap();
     rustix::fs::setxattr(&unit, "trusted.delegate", b"1", rustix::fs::XattrFlags::empty()).unwrap();
     enter(&unit);
@@ -188,5 +219,50 @@ fn a_cgroup_that_was_delegated_is_the_base() {
     }
     enter(&back);
     std::fs::remove_dir(unit.join("supervisor")).unwrap();
-    std::fs::remove_dir(&unit).unwrap();
+    std::fs::remove_dir(&unit).expect("nothing is left in it");
+}
+
+fn only(cpu: usize) -> crate::spec::Cpuset {
+    let mut bits = [0; 16];
+    bits[cpu / 64] = 1 << (cpu % 64);
+    crate::spec::Cpuset { bits }
+}
+
+#[test]
+fn the_kernel_holds_what_was_written() {
+    with_root(|root, pool| {
+        let limits = Limits { cpuset: Some(Limit { value: only(0), asked: false }), ..all_limits(false) };
+        let (worker, _) = WorkerCgroup::create(pool, 0, Generation(1), &limits, LimitsMode::Auto).unwrap();
+        let dir = root.location().path().join("pool.web").join(worker.leaf());
+        let table = [
+            (LimitName::MemoryMax, "67108864"),
+            (LimitName::MemoryHigh, "33554432"),
+            (LimitName::OomGroup, "1"),
+            (LimitName::CpuMax, "50000 100000"),
+            (LimitName::CpuWeight, "50"),
+            (LimitName::PidsMax, "16"),
+            (LimitName::Cpus, "0"),
+        ];
+        for (limit, value) in table {
+            let held = std::fs::read_to_string(dir.join(limit.file())).ok();
+            let expected = missing(pool, limit.controller()).is_none().then(|| format!("{value}\n"));
+            assert_eq!(held, expected, "{limit}");
+        }
+        assert_eq!(worker.remove().unwrap(), Removal::Removed);
+    });
+}
+
+#[test]
+fn processors_that_are_not_there_are_no_limit() {
+    with_root(|_, pool| {
+        let cpuset = Some(Limit { value: only(1000), asked: true });
+        let outcome = WorkerCgroup::create(pool, 0, Generation(1), &Limits { cpuset, ..no_limits() }, LimitsMode::Auto);
+        let error = outcome.unwrap_err();
+        let CgroupError::Limit { limit: LimitName::Cpus, source, .. } = error else { panic!("{error:?}") };
+        match missing(pool, Controller::Cpuset) {
+            // An older kernel refuses the number itself.
+            None => assert!(matches!(source, Missing::NoSuchProcessor | Missing::Refused(Errno::RANGE | Errno::INVAL))),
+            Some(reason) => assert_eq!(source, reason),
+        }
+    });
 }

@@ -1,6 +1,7 @@
 //! Programs run in a small interpreter of their own and are compared with what the policy says, computed the slow way.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use super::bpf::{self, AUDIT_ARCH, X32_FIRST};
 use super::policy::{Action, Compare, Condition, Policy, Rule};
@@ -75,13 +76,14 @@ fn holds(condition: &Condition, arguments: &[u64; 6]) -> bool {
     }
 }
 
+static NEWEST: LazyLock<u32> = LazyLock::new(|| syscall_names::all().map(|(_, number)| number).max().unwrap());
+
 /// What a policy says, read off its definition.
 fn expected(policy: &Policy, call: &Call) -> Action {
     if cfg!(target_arch = "x86_64") && call.number >= X32_FIRST {
         return Action::KillProcess;
     }
-    let newest = syscall_names::all().map(|(_, number)| number).max().unwrap();
-    if call.number > newest && matches!(policy.default, Action::Errno(_)) {
+    if call.number > *NEWEST && matches!(policy.default, Action::Errno(_)) {
         return ENOSYS;
     }
     let rules: &[Rule] = policy.rules.get(&call.number).map_or(&[], Vec::as_slice);
@@ -172,8 +174,7 @@ fn foreign_numbers_kill_and_newer_ones_are_unknown() {
         let call = Call { arch, ..Call::new(read, [0; 6]) };
         assert_eq!(run(&filter, &call).0, Action::KillProcess.value(), "{arch:#x}");
     }
-    let newest = syscall_names::all().map(|(_, number)| number).max().unwrap();
-    assert_eq!(run(&filter, &Call::new(newest + 1, [0; 6])).0, ENOSYS.value());
+    assert_eq!(run(&filter, &Call::new(*NEWEST + 1, [0; 6])).0, ENOSYS.value());
     if cfg!(target_arch = "x86_64") {
         for foreign in [X32_FIRST, X32_FIRST + read, u32::MAX] {
             assert_eq!(run(&filter, &Call::new(foreign, [0; 6])).0, Action::KillProcess.value());

@@ -201,3 +201,18 @@ fn a_budget_is_kept_and_progress_made() {
     assert!(calls > 1, "one call took more than its budget");
     assert!(!place.path("run/w").exists());
 }
+
+#[test]
+fn no_mount_is_entered() {
+    // Every Linux has a mount below /dev or /sys; entering is all that is tried.
+    let crossing = [("/dev", "shm"), ("/dev", "pts"), ("/sys/fs", "cgroup")].into_iter().find(|(parent, name)| {
+        let (parent, below) = (fs::metadata(parent), fs::metadata(Path::new(parent).join(name)));
+        matches!((parent, below), (Ok(parent), Ok(below)) if parent.dev() != below.dev())
+    });
+    let Some((parent, name)) = crossing else {
+        println!("skipped: needs a mount below /dev or /sys");
+        return;
+    };
+    let parent = File::open(parent).unwrap();
+    assert_eq!(open_dir(parent.as_fd(), name).unwrap_err(), Errno::XDEV);
+}

@@ -1,0 +1,443 @@
+//! Carries out `Effect::Spawn`: makes everything that a worker is born with, clones it, and listens to it.
+//!
+//! Whatever fails, nothing of the attempt is left: what was made is on a list that is undone in reverse.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::rc::Rc;
+
+use mio::Interest;
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::environment::{self, WORK_DIR};
+use super::live::{Evidence, Live, Phase, Watched};
+use super::pool::Pool;
+use super::sources::{Source, Sources};
+use super::state::{Chore, Daemon};
+use crate::engine::Input;
+use crate::host::cgroup::{CgroupError, Enforcement, WorkerCgroup};
+use crate::host::identity::{IdentityError, MAPPED_RANGE, user_namespace};
+use crate::host::init_image::{ImageError, Start, start_image};
+use crate::host::logfile::{LogFile, LogFileError, Stream};
+use crate::host::port;
+use crate::host::spawn::{self, Birth, Gone, Overlay, Plan, SpawnError};
+use crate::host::workdir::{LinkKind, Owner, WorkDir, WorkDirError};
+use crate::protocol::control::StartFailure;
+use crate::spec::{Generation, Identity, Net, OnSupervisorDeath, Root, WorkerId};
+
+/// How many private ids there are: more than workers, so that one is not used again soon.
+pub(super) const IDS: u32 = MAPPED_RANGE;
+/// How many ranges for user namespaces fit above them.
+pub(super) const RANGES: u32 = 4_000;
+
+/// A worker could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BirthError {
+    #[error("make its cgroup")]
+    Cgroup(#[from] CgroupError),
+    #[error("make its directory")]
+    WorkDir(#[from] WorkDirError),
+    #[error("find it an identity")]
+    Identity(#[from] IdentityError),
+    #[error("write its start image")]
+    Image(#[from] ImageError),
+    #[error("start it")]
+    Spawn(#[from] SpawnError),
+    #[error("open its log")]
+    Log(#[from] LogFileError),
+    #[error("{operation}")]
+    Step { operation: &'static str, source: io::Error },
+    #[error("port {port} is in use{}", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
+    PortInUse { port: u16, holder: Option<String> },
+    #[error("its pool is gone")]
+    NoPool,
+}
+
+impl BirthError {
+    const fn stage(&self) -> &'static str {
+        match self {
+            Self::Cgroup(_) => "cgroup",
+            Self::WorkDir(_) => "directory",
+            Self::Identity(_) => "identity",
+            Self::Image(_) => "image",
+            Self::Spawn(_) => "clone",
+            Self::Log(_) => "log",
+            Self::Step { .. } => "sockets",
+            Self::PortInUse { .. } => "port",
+            Self::NoPool => "pool",
+        }
+    }
+}
+
+fn step<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> BirthError {
+    move |source| BirthError::Step { operation, source: source.into() }
+}
+
+/// An error and its causes as one line: `make its cgroup: set memory.max to 64M: Invalid argument`.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// The error number at the bottom of a chain.
+fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            return io.raw_os_error();
+        }
+        if let Some(errno) = cause.downcast_ref::<rustix::io::Errno>() {
+            return Some(errno.raw_os_error());
+        }
+        next = cause.source();
+    }
+    None
+}
+
+/// A failure as a certificate has it.
+pub(super) fn start_failure(stage: &str, error: &(dyn std::error::Error + 'static)) -> StartFailure {
+    StartFailure { stage: stage.to_owned(), errno: errno_of(error), text: chain(error) }
+}
+
+/// Who a worker runs as, outside and inside.
+struct Ids {
+    /// Number of its private id or range.
+    number: Option<u32>,
+    /// On the host.
+    uid: u32,
+    gid: u32,
+    /// In its user namespace, or the same.
+    inside: (u32, u32),
+    userns: Option<Rc<OwnedFd>>,
+}
+
+/// The daemon's ends of a worker's sockets, and the worker's.
+struct Ends {
+    init: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    channel: Option<OwnedFd>,
+    notify: Option<OwnedFd>,
+    notify_dir: Option<OwnedFd>,
+    /// In the order in which the worker gets them, without the image.
+    theirs: Vec<OwnedFd>,
+}
+
+/// What has been made so far and has to go again if the rest fails.
+#[derive(Default)]
+struct Made {
+    cgroup: Option<WorkerCgroup>,
+    chores: Vec<Chore>,
+}
+
+impl Daemon {
+    /// Starts a worker; what fails becomes `SpawnFailed` in the next turn.
+    pub(super) fn spawn(&mut self, worker: WorkerId, generation: Generation) {
+        let mut made = Made::default();
+        let Err(error) = self.try_spawn(worker, generation, &mut made) else { return };
+        if let Some(cgroup) = made.cgroup {
+            super::log::best_effort(cgroup.remove(), "nothing was ever in it; the next start removes what is left");
+        }
+        self.chores.extend(made.chores);
+        let name = self.worker_name(worker);
+        let failure = start_failure(error.stage(), &error);
+        tracing::warn!(target: "spawn", worker = %name, generation = generation.0, "start {name}: {}", failure.text);
+        let evidence = Evidence { start_failure: Some(failure), ..Evidence::default() };
+        self.evidence.insert((worker, generation), evidence);
+        self.inputs.push(Input::SpawnFailed(worker, generation));
+    }
+
+    fn try_spawn(&mut self, worker: WorkerId, generation: Generation, made: &mut Made) -> Result<(), BirthError> {
+        let pool = self.pools.get(&worker.pool).ok_or(BirthError::NoPool)?;
+        let name = pool.worker_name(worker.slot);
+        let port = environment::port(pool, worker.slot);
+        if let (Some(port), Net::Parent) = (port, &pool.spec.net) {
+            check_port(port)?;
+        }
+        let limits = &pool.spec.limits;
+        let (cgroup, enforcement) =
+            WorkerCgroup::create(&pool.prepared.cgroup, worker.slot, generation, limits, self.spec.limits)?;
+        made.cgroup = Some(cgroup);
+        let place = format!("{name}-{}", generation.0);
+        let ids = take_ids(pool, &self.spec, &mut self.shared.ids, &mut self.shared.ranges)?;
+        made.chores.push(Chore::Work { name: place.clone(), id: ids.number.filter(|_| ids.userns.is_none()) });
+        let prefer = if pool.spec.root == Root::Host { LinkKind::Symlink } else { LinkKind::HardLink };
+        let owner = Owner { uid: ids.uid, gid: ids.gid };
+        let links = &pool.prepared.links;
+        let (work, _) = WorkDir::create(self.shared.work_dirs.as_fd(), &place, links, prefer, owner)?;
+        let overlay = self.overlay(pool, &ids, &place, made)?;
+        let mut ends = ends(pool, &ids, self.shared.null.as_fd(), self.shared.notify_dirs.as_fd(), &place, made)?;
+        let (argv, env) = environment::of_worker(pool, worker.slot, self.spec.instance.as_str());
+        let passed = ends.theirs.len() - 4;
+        let death_msec = match pool.spec.on_supervisor_death {
+            OnSupervisorDeath::Forever => None,
+            OnSupervisorDeath::EndAfter(delay) => Some(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX - 1)),
+        };
+        let (filter, rlimits) = (&pool.prepared.filter, &pool.prepared.rlimits);
+        let start = Start { argv: &argv, env: &env, cwd: WORK_DIR, rlimits, seccomp: filter, passed, death_msec };
+        ends.theirs.insert(4, start_image(&start)?);
+        let work_dir = work.dir().try_clone_to_owned().map_err(step("open its directory"))?;
+        let notify_dir = ends.notify_dir.take();
+        let passed = std::mem::take(&mut ends.theirs);
+        let plan = plan(pool, &name, &ids, &self.shared.init, PlanFds { work_dir, notify_dir, overlay, passed })?;
+        let log_spec = pool.spec.log;
+        if !self.logs.contains_key(&worker) {
+            self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, log_spec)?);
+        }
+        let cgroup_dir = made.cgroup.as_ref().map(WorkerCgroup::dir);
+        let child = spawn::begin(plan, cgroup_dir, self.shared.stacks.pop())?;
+        let (Some(cgroup), chores) = (made.cgroup.take(), std::mem::take(&mut made.chores)) else {
+            return Err(BirthError::NoPool);
+        };
+        // From here on there is a child: whatever fails to be watched ends it, and its exit is watched above all.
+        let live = Live::new(
+            child.birth,
+            child.pid,
+            cgroup,
+            super::live::Particulars {
+                pool: worker.pool,
+                generation,
+                enforcement,
+                chores,
+                uid: ids.uid,
+                port,
+                work_name: place,
+                started: super::clock::wall(),
+            },
+        );
+        self.watch(worker, live, child.pidfd, ends)
+    }
+
+    fn watch(&mut self, worker: WorkerId, mut live: Live, pidfd: OwnedFd, ends: Ends) -> Result<(), BirthError> {
+        let sources = &mut self.sources;
+        let watched = (|| {
+            live.init = Some(listen(sources, ends.init, Source::Init(worker))?);
+            live.stdout = Some(listen(sources, ends.stdout, Source::Output(worker, Stream::Stdout))?);
+            live.stderr = Some(listen(sources, ends.stderr, Source::Output(worker, Stream::Stderr))?);
+            live.channel = ends.channel.map(|fd| listen(sources, fd, Source::Channel(worker))).transpose()?;
+            live.notify = ends.notify.map(|fd| listen(sources, fd, Source::Notify(worker))).transpose()?;
+            Ok(())
+        })();
+        let exit = sources.add(pidfd.as_fd(), Source::Exit(worker), Interest::READABLE);
+        match (watched, exit) {
+            (Ok(()), Ok(token)) => {
+                live.process = Some(Watched { fd: pidfd, token });
+                self.live.insert(worker, live);
+                Ok(())
+            }
+            (watched, exit) => {
+                let failure = watched.err().unwrap_or(BirthError::Step {
+                    operation: "watch its process",
+                    source: exit.err().unwrap_or_else(|| io::ErrorKind::Other.into()),
+                });
+                self.end_unwatched(live, &pidfd);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Ends a child that cannot be watched. Blocks until it is dead, which SIGKILL sees to within a scheduling delay; this is
+    /// the path of an exhausted epoll, where there is no event to wait for.
+    fn end_unwatched(&mut self, live: Live, pidfd: &OwnedFd) {
+        super::log::best_effort(live.cgroup.kill(), "the process itself is killed next");
+        super::log::best_effort(crate::host::spawn::kill(pidfd), "it may have ended by itself");
+        super::log::best_effort(crate::host::spawn::wait(pidfd), "it is this daemon's child");
+        if let Some(birth) = live.birth {
+            self.shared.stacks.push(birth.release(Gone::Waited));
+        }
+        for watched in [live.init, live.stdout, live.stderr, live.channel, live.notify].into_iter().flatten() {
+            watched.close(&mut self.sources);
+        }
+        super::log::best_effort(live.cgroup.remove(), "the next start removes what is left");
+        self.chores.extend(live.chores);
+    }
+
+    fn overlay(&self, pool: &Pool, ids: &Ids, place: &str, made: &mut Made) -> Result<Option<Overlay>, BirthError> {
+        if pool.spec.root == Root::Host {
+            return Ok(None);
+        }
+        let range = ids.number.filter(|_| ids.userns.is_some());
+        made.chores.push(Chore::Overlay { name: place.to_owned(), range });
+        let stage = make_dir(self.shared.overlay_dirs.as_fd(), place, 0o700).map_err(step("make its overlay"))?;
+        let upper = make_dir(stage.as_fd(), "upper", 0o755).map_err(step("make its overlay"))?;
+        make_dir(stage.as_fd(), "work", 0o700).map_err(step("make its overlay"))?;
+        if ids.userns.is_some() {
+            give(upper.as_fd(), "", ids.uid, ids.gid).map_err(step("give it its overlay"))?;
+        }
+        let mapped_lower = pool.prepared.lower.as_ref().map(OwnedFd::try_clone).transpose();
+        let mapped_lower = mapped_lower.map_err(step("open its root directory"))?;
+        Ok(Some(Overlay { stage, mapped_lower, carry: pool.prepared.carry.clone() }))
+    }
+}
+
+fn listen(sources: &mut Sources, fd: OwnedFd, source: Source) -> Result<Watched, BirthError> {
+    let token = sources.add(fd.as_fd(), source, Interest::READABLE).map_err(step("watch its sockets"))?;
+    Ok(Watched { fd, token })
+}
+
+fn check_port(number: u16) -> Result<(), BirthError> {
+    match port::check_free(number) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Err(BirthError::PortInUse { port: number, holder: port::holder(number) })
+        }
+        Err(source) => Err(BirthError::Step { operation: "look at its port", source }),
+    }
+}
+
+fn take_ids(
+    pool: &Pool,
+    daemon: &crate::spec::DaemonSpec,
+    ids: &mut crate::host::identity::IdPool,
+    ranges: &mut crate::host::identity::IdPool,
+) -> Result<Ids, BirthError> {
+    match &pool.spec.identity {
+        Identity::Dynamic => {
+            let number = ids.take()?;
+            let uid = daemon.uid_base.saturating_add(number);
+            Ok(Ids { number: Some(number), uid, gid: uid, inside: (uid, uid), userns: None })
+        }
+        Identity::Mapped => {
+            let number = ranges.take()?;
+            let base = daemon.uid_base.saturating_add(IDS).saturating_add(number.saturating_mul(MAPPED_RANGE));
+            let made = user_namespace(base);
+            let userns = made.inspect_err(|_| ranges.give_back(number))?;
+            Ok(Ids { number: Some(number), uid: base, gid: base, inside: (0, 0), userns: Some(Rc::new(userns)) })
+        }
+        Identity::Host(_) | Identity::UnsafeRoot => {
+            let (uid, gid) = pool.prepared.host_ids.unwrap_or((u32::MAX, u32::MAX));
+            Ok(Ids { number: None, uid, gid, inside: (uid, gid), userns: None })
+        }
+    }
+}
+
+fn make_dir(parent: BorrowedFd<'_>, name: &str, mode: u32) -> io::Result<OwnedFd> {
+    mkdirat(parent, name, Mode::from_raw_mode(mode))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = openat(parent, name, flags, Mode::empty())?;
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
+    Ok(dir)
+}
+
+fn give(dir: BorrowedFd<'_>, name: &str, uid: u32, gid: u32) -> io::Result<()> {
+    let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
+    chownat(dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)?;
+    Ok(())
+}
+
+/// Makes the sockets between daemon and worker. The worker gets: /dev/null, two pipes, its init's socket, (the image,) the
+/// pool's listeners, the channel.
+fn ends(
+    pool: &Pool,
+    ids: &Ids,
+    null: BorrowedFd<'_>,
+    notify_dirs: BorrowedFd<'_>,
+    place: &str,
+    made: &mut Made,
+) -> Result<Ends, BirthError> {
+    let pair = || {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        Ok::<_, rustix::io::Errno>((ours, theirs))
+    };
+    let pipe = || {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&read, true)?;
+        Ok::<_, rustix::io::Errno>((read, write))
+    };
+    let (stdout, their_stdout) = pipe().map_err(step("make its output pipes"))?;
+    let (stderr, their_stderr) = pipe().map_err(step("make its output pipes"))?;
+    let (init, their_init) = pair().map_err(step("make its init's socket"))?;
+    let null = null.try_clone_to_owned().map_err(step("open /dev/null"))?;
+    let mut theirs = vec![null, their_stdout, their_stderr, their_init];
+    for (_, listener) in &pool.prepared.listeners {
+        theirs.push(listener.try_clone().map_err(step("pass its listeners"))?);
+    }
+    let mut channel = None;
+    if environment::has_channel(pool) {
+        let (ours, their_channel) = pair().map_err(step("make its channel"))?;
+        theirs.push(their_channel);
+        channel = Some(ours);
+    }
+    let (mut notify, mut notify_dir) = (None, None);
+    if environment::has_notify(pool) {
+        made.chores.push(Chore::Notify(place.to_owned()));
+        let dir = make_dir(notify_dirs, place, 0o755).map_err(step("make the directory of its notify socket"))?;
+        let socket = notify_socket(dir.as_fd(), ids).map_err(step("make its notify socket"))?;
+        (notify, notify_dir) = (Some(socket), Some(dir));
+    }
+    Ok(Ends { init, stdout, stderr, channel, notify, notify_dir, theirs })
+}
+
+/// A socket of its own for each worker: who sends is known by where it arrives, and a flood drowns only itself.
+fn notify_socket(dir: BorrowedFd<'_>, ids: &Ids) -> io::Result<OwnedFd> {
+    // By the descriptor, since the path of a directory may be longer than a socket's name can be.
+    let socket = UnixDatagram::bind(format!("/proc/self/fd/{}/socket", dir.as_raw_fd()))?;
+    socket.set_nonblocking(true)?;
+    rustix::fs::chmodat(dir, "socket", Mode::from_raw_mode(0o600), AtFlags::empty())?;
+    give(dir, "socket", ids.uid, ids.gid)?;
+    Ok(socket.into())
+}
+
+struct PlanFds {
+    work_dir: OwnedFd,
+    notify_dir: Option<OwnedFd>,
+    overlay: Option<Overlay>,
+    passed: Vec<OwnedFd>,
+}
+
+fn plan(pool: &Pool, name: &str, ids: &Ids, init: &Rc<OwnedFd>, fds: PlanFds) -> Result<Plan, BirthError> {
+    const GIB: u64 = 1 << 30;
+    let size = pool.spec.limits.memory_bytes.map_or(GIB, |limit| limit.value);
+    let options = |mode: &str| CString::new(format!("mode={mode},size={size},nr_inodes=65536"));
+    let text = |made: Result<CString, std::ffi::NulError>| {
+        made.map_err(|nul| BirthError::Step { operation: "name it", source: nul.into() })
+    };
+    Ok(Plan {
+        template: Rc::clone(&pool.prepared.template),
+        net: pool.prepared.net.clone(),
+        own_net: pool.spec.net == Net::Own,
+        userns: ids.userns.clone(),
+        work_dir: fds.work_dir,
+        notify_dir: fds.notify_dir,
+        overlay: fds.overlay,
+        init: Rc::clone(init),
+        hostname: text(CString::new(name.replace('.', "-")))?,
+        tmp_options: text(options("1777"))?,
+        shm_options: text(options("1777"))?,
+        mask_proc: pool.spec.identity == Identity::UnsafeRoot,
+        dies_with_parent: matches!(pool.spec.on_supervisor_death, OnSupervisorDeath::EndAfter(delay) if delay.is_zero()),
+        uid: ids.inside.0,
+        gid: ids.inside.1,
+        passed: fds.passed,
+    })
+}
+
+/// What is kept of limits that are not enforced, as one sentence; `None` if all are.
+pub(super) fn limits_reason(enforcement: &Enforcement) -> Option<String> {
+    let missing: Vec<String> =
+        enforcement.missing.iter().map(|missed| format!("{}: {}", missed.limit, missed.reason)).collect();
+    (!missing.is_empty()).then(|| missing.join("; "))
+}
+
+/// Lets go of what a child has read, once its init has spoken or it was waited for.
+pub(super) fn release(stacks: &mut Vec<crate::host::spawn::Stack>, birth: Option<Birth>, gone: Gone) {
+    const STACKS_MAX: usize = 64;
+    if let Some(birth) = birth {
+        let stack = birth.release(gone);
+        if stacks.len() < STACKS_MAX {
+            stacks.push(stack);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The loop: readiness becomes inputs, inputs become effects, effects become system calls; then it sleeps until the
+//! earliest deadline.
+//!
+//! One turn reads the clock once. Exits are heard before anything else, so that a worker which has ended is not taken for
+//! one that is late. A source whose budget was spent is named again in the next turn, which then does not sleep.
+
+use std::time::Duration;
+
+use mio::{Events, Poll, Token};
+
+use super::reports::Budget;
+use super::sources::Source;
+use super::state::Daemon;
+use super::timers::Timer;
+use super::{Error, clock};
+
+/// Events that one turn takes from the kernel.
+const EVENTS_A_TURN: usize = 1024;
+
+impl Daemon {
+    /// Runs until everything has ended after a shutdown.
+    ///
+    /// # Errors
+    /// Only when the kernel refuses to wait for events, after which there is nothing left to do.
+    pub(super) fn run(&mut self, poll: &mut Poll) -> Result<(), Error> {
+        let mut events = Events::with_capacity(EVENTS_A_TURN);
+        while !self.finished {
+            match poll.poll(&mut events, self.sleep()) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(Error::Poll { source }),
+            }
+            self.now = clock::now();
+            let mut ready: Vec<Token> = self.sources.take_again().into();
+            ready.extend(events.iter().map(mio::event::Event::token));
+            self.hear(&ready);
+            self.tick();
+            self.decide();
+            self.flush_clients();
+        }
+        Ok(())
+    }
+
+    /// How long there is nothing to do; `None` is until something happens.
+    fn sleep(&self) -> Option<Duration> {
+        if self.sources.has_more() || !self.inputs.is_empty() || !self.chores.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let next = [self.engine.next_deadline(), self.timers.next()].into_iter().flatten().min()?;
+        // A little late rather than a little early: an early turn would find nothing due and only sleep again.
+        Some(clock::since(clock::now(), next) + Duration::from_micros(50))
+    }
+
+    fn hear(&mut self, ready: &[Token]) {
+        for token in ready {
+            if let Some(Source::Exit(worker)) = self.sources.source(*token) {
+                self.on_exit(worker);
+            }
+        }
+        for token in ready {
+            match self.sources.source(*token) {
+                Some(Source::Signals) => self.on_signals(),
+                Some(Source::Listener) => self.on_listener(),
+                Some(Source::Client(place)) => self.on_client(place),
+                Some(Source::Init(worker)) => self.on_init(worker, *token, Budget::Turn),
+                Some(Source::Output(worker, stream)) => self.on_output(worker, stream, *token, Budget::Turn),
+                Some(Source::Notify(worker)) => self.on_notify(worker, *token, Budget::Turn),
+                Some(Source::Channel(worker)) => self.on_channel(worker, *token, Budget::Turn),
+                Some(Source::Cgroup(worker)) => {
+                    if let Some(generation) = self.live.get(&worker).map(|live| live.generation) {
+                        self.empty(worker, generation);
+                    }
+                }
+                Some(Source::Probe(place)) => self.on_probe(place),
+                Some(Source::Files) => self.on_files(),
+                // Heard above; and what was closed meanwhile has nothing more to say.
+                Some(Source::Exit(_)) | None => {}
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        while let Some(timer) = self.timers.pop(self.now) {
+            match timer {
+                Timer::RemoveCgroup(worker, generation) => self.empty(worker, generation),
+                Timer::ReadyProbe(worker, generation) => self.on_ready_probe_timer(worker, generation),
+                Timer::ProbeTimeout(place, number) => self.on_probe_timeout(place, number),
+                Timer::ClientTimeout(place, number) => self.on_client_timeout(place, number),
+                Timer::ResumeAccept => self.resume_accept(),
+                Timer::Watchdog => self.feed_watchdog(),
+            }
+        }
+        self.do_chores();
+    }
+
+    fn decide(&mut self) {
+        for input in std::mem::take(&mut self.inputs) {
+            self.engine.handle(input, self.now);
+        }
+        self.engine.handle_timeout(self.now);
+        while let Some(effect) = self.engine.poll_effect() {
+            self.perform(effect);
+        }
+    }
+}

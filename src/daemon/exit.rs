@@ -1,0 +1,241 @@
+//! The end of a generation: last words, status, evidence, emptiness, removal.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use mio::Interest;
+
+use super::birth::{release, start_failure};
+use super::clock;
+use super::live::{Evidence, Live, Phase};
+use super::reports::Budget;
+use super::sources::Source;
+use super::state::{Chore, Daemon};
+use super::timers::Timer;
+use crate::engine::{Ended, Input};
+use crate::host::cgroup::Removal;
+use crate::host::logfile::Stream;
+use crate::host::spawn::{Gone, Status, step_failed, try_wait};
+use crate::host::workdir;
+use crate::protocol::control::Cause;
+use crate::protocol::init::Report;
+use crate::spec::{Generation, WorkerId};
+
+/// Entries of ended workers' trees that one turn removes.
+const ENTRIES_A_TURN: usize = 256;
+
+impl Daemon {
+    /// A worker's first process has ended, and with it its pid namespace.
+    pub(super) fn on_exit(&mut self, worker: WorkerId) {
+        let Some(live) = self.live.get(&worker) else { return };
+        let Some(process) = &live.process else { return };
+        let waited = match try_wait(&process.fd) {
+            Ok(Some(waited)) => Some(waited),
+            // Edges come early or twice; there will be another.
+            Ok(None) => return,
+            // Reaped by somebody else, which only a tracer of this daemon can do: its end is true, its status is lost.
+            Err(error) => {
+                tracing::warn!(target: "worker", %error, "wait for {}", self.worker_name(worker));
+                None
+            }
+        };
+        self.hear_last_words(worker);
+        let Some(live) = self.live.get_mut(&worker) else { return };
+        live.waited = waited;
+        if let Some(process) = live.process.take() {
+            process.close(&mut self.sources);
+        }
+        let was_running = live.phase == Phase::Running;
+        live.phase = Phase::Ended;
+        if !was_running && live.start_failure.is_none() {
+            let error = live.birth.as_ref().map_or(crate::host::spawn::SpawnError::Killed, step_failed);
+            live.start_failure = Some(start_failure("spawn", &error));
+        }
+        release(&mut self.shared.stacks, live.birth.take(), Gone::Waited);
+        let generation = live.generation;
+        let (evidence, ended) = self.evidence_of(worker);
+        self.evidence.insert((worker, generation), evidence);
+        self.end_probes(worker);
+        self.end_ready_file(worker);
+        if was_running {
+            self.inputs.push(Input::Exited(worker, generation, ended));
+        }
+        self.empty(worker, generation);
+    }
+
+    /// Reads all that a dead worker has left in its sockets and pipes, before its end is recorded.
+    fn hear_last_words(&mut self, worker: WorkerId) {
+        let tokens = self.live.get(&worker).map(|live| {
+            [&live.init, &live.notify, &live.channel, &live.stdout, &live.stderr]
+                .map(|watched| watched.as_ref().map(|watched| watched.token))
+        });
+        let [init, notify, channel, stdout, stderr] = tokens.unwrap_or_default();
+        if let Some(token) = init {
+            self.on_init(worker, token, Budget::Rest);
+        }
+        if let Some(token) = notify {
+            self.on_notify(worker, token, Budget::Rest);
+        }
+        if let Some(token) = channel {
+            self.on_channel(worker, token, Budget::Rest);
+        }
+        if let Some(token) = stdout {
+            self.on_output(worker, Stream::Stdout, token, Budget::Rest);
+        }
+        if let Some(token) = stderr {
+            self.on_output(worker, Stream::Stderr, token, Budget::Rest);
+        }
+        let Some(live) = self.live.get_mut(&worker) else { return };
+        let rest = [&mut live.init, &mut live.notify, &mut live.channel, &mut live.stdout, &mut live.stderr];
+        for watched in rest.into_iter().filter_map(Option::take) {
+            watched.close(&mut self.sources);
+        }
+    }
+
+    fn evidence_of(&mut self, worker: WorkerId) -> (Evidence, Ended) {
+        let Some(live) = self.live.get(&worker) else { return (Evidence::default(), Ended::Unknown) };
+        let memory = live.cgroup.memory_events().ok().flatten();
+        let oom_kills = memory.map(|events| events.oom_kill);
+        let ended = ended(live, oom_kills);
+        let peak = live.cgroup.stats().ok().and_then(|stats| stats.memory_peak_bytes);
+        let mut last_output = String::new();
+        if let Some(log) = self.logs.get_mut(&worker) {
+            log.flush(clock::wall());
+            last_output = String::from_utf8_lossy(&log.tail()).into_owned();
+        }
+        let usage = live
+            .main_exit
+            .map(|report| (report.c, report.d, report.e))
+            .or_else(|| live.waited.map(|waited| (waited.user_usec, waited.system_usec, waited.max_rss_kib)));
+        let evidence = Evidence {
+            status: (live.phase == Phase::Ended && live.start_failure.is_none()).then(|| cause_of(ended)),
+            start_failure: live.start_failure.clone(),
+            started: Some(live.started),
+            pid: live.main_pid,
+            user_usec: usage.map(|usage| usage.0),
+            system_usec: usage.map(|usage| usage.1),
+            max_rss_bytes: usage.map(|usage| usage.2.saturating_mul(1024)),
+            memory_peak_bytes: peak,
+            oom_kills,
+            leftover: live.leftover,
+            last_output,
+        };
+        (evidence, ended)
+    }
+
+    /// Empties and removes an ended worker's cgroup, now if that is possible, else at its next event.
+    pub(super) fn empty(&mut self, worker: WorkerId, generation: Generation) {
+        let Some(live) = self.live_mut(worker, generation) else { return };
+        if live.phase != Phase::Ended {
+            return;
+        }
+        match live.cgroup.populated() {
+            Ok(true) => {
+                // Somebody from outside the worker's pid namespace is in it; nothing of its own can be.
+                super::log::best_effort(live.cgroup.kill(), "tried again at the cgroup's next event");
+                self.watch_cgroup(worker, generation);
+                self.try_later(worker, generation);
+            }
+            Ok(false) => self.remove_cgroup(worker, generation),
+            Err(error) => {
+                tracing::warn!(target: "worker", %error, "look into the cgroup of {}", self.worker_name(worker));
+                self.try_later(worker, generation);
+            }
+        }
+    }
+
+    fn watch_cgroup(&mut self, worker: WorkerId, generation: Generation) {
+        let Some(live) = self.live.get_mut(&worker).filter(|live| live.generation == generation) else { return };
+        if live.cgroup_events.is_some() {
+            return;
+        }
+        let watched = live
+            .cgroup
+            .events_fd()
+            .map_err(|error| std::io::Error::other(error.to_string()))
+            .and_then(|fd| self.sources.add(fd, Source::Cgroup(worker), Interest::PRIORITY));
+        match watched {
+            Ok(token) => live.cgroup_events = Some(token),
+            Err(error) => tracing::debug!(target: "worker", %error, "watch a cgroup: the timer looks after it instead"),
+        }
+    }
+
+    fn remove_cgroup(&mut self, worker: WorkerId, generation: Generation) {
+        let Some(live) = self.live.get_mut(&worker).filter(|live| live.generation == generation) else { return };
+        match live.cgroup.remove() {
+            Ok(Removal::Removed) => {}
+            Ok(Removal::Busy) => return self.try_later(worker, generation),
+            Err(error) => {
+                tracing::warn!(target: "worker", %error, "remove the cgroup of {}", self.worker_name(worker));
+                return self.try_later(worker, generation);
+            }
+        }
+        let Some(mut live) = self.live.remove(&worker) else { return };
+        if let (Some(token), Ok(fd)) = (live.cgroup_events.take(), live.cgroup.events_fd()) {
+            self.sources.remove(token, fd.as_fd());
+        }
+        self.chores.extend(live.chores);
+        let started = self.evidence.get(&(worker, generation)).is_none_or(|known| known.start_failure.is_none());
+        self.inputs.push(match started {
+            true => Input::Emptied(worker, generation),
+            false => Input::SpawnFailed(worker, generation),
+        });
+    }
+
+    /// The kernel lets go of a cgroup a moment after its last process; then, twice that, up to a second.
+    fn try_later(&mut self, worker: WorkerId, generation: Generation) {
+        let now = self.now;
+        let Some(live) = self.live_mut(worker, generation) else { return };
+        let delay = Duration::from_millis(1 << live.removals.min(10));
+        live.removals = live.removals.saturating_add(1);
+        self.timers.set(clock::after(now, delay), Timer::RemoveCgroup(worker, generation));
+    }
+
+    /// Removes a piece of what ended workers have left in the file system; whether there is more.
+    pub(super) fn do_chores(&mut self) -> bool {
+        let Some(chore) = self.chores.pop_front() else { return false };
+        let (parent, name) = match &chore {
+            Chore::Work { name, .. } => (&self.shared.work_dirs, name),
+            Chore::Notify(name) => (&self.shared.notify_dirs, name),
+            Chore::Overlay { name, .. } => (&self.shared.overlay_dirs, name),
+        };
+        match workdir::remove_bounded(parent.as_fd(), name, ENTRIES_A_TURN) {
+            Ok(workdir::Removal::Done) => match chore {
+                Chore::Work { id: Some(id), .. } => self.shared.ids.give_back(id),
+                Chore::Overlay { range: Some(range), .. } => self.shared.ranges.give_back(range),
+                Chore::Work { id: None, .. } | Chore::Notify(_) | Chore::Overlay { range: None, .. } => {}
+            },
+            Ok(workdir::Removal::MoreWork) => self.chores.push_back(chore),
+            // What cannot be removed keeps its id, so that nobody else comes to own it; the next start tries again.
+            Err(error) => tracing::warn!(target: "worker", "remove {name}: {}", super::birth::chain(&error)),
+        }
+        !self.chores.is_empty()
+    }
+}
+
+/// How the main process ended: by its init's report, else by the init's own end.
+fn ended(live: &Live, oom_kills: Option<u64>) -> Ended {
+    let status = match (live.main_exit, live.waited.map(|waited| waited.status)) {
+        (Some(Report { a: 0, b, .. }), _) => return Ended::Exited(i32::try_from(b).unwrap_or(-1)),
+        (Some(Report { b, .. }), _) => Some(i32::try_from(b).unwrap_or(0)),
+        // The init itself was killed, and the kernel killed the rest.
+        (None, Some(Status::Signalled(signal))) => Some(signal),
+        // It ended without a report, which it only does when its report could not be sent.
+        (None, Some(Status::Exited(_)) | None) => None,
+    };
+    match status {
+        Some(9) if oom_kills.is_some_and(|kills| kills > 0) => Ended::OutOfMemory,
+        Some(signal) => Ended::Signalled(signal),
+        None => Ended::Unknown,
+    }
+}
+
+/// The same in the words of a certificate.
+pub(super) const fn cause_of(ended: Ended) -> Cause {
+    match ended {
+        Ended::Exited(code) => Cause::Exited(code),
+        Ended::Signalled(signal) => Cause::Signal(signal),
+        Ended::OutOfMemory => Cause::Oom,
+        Ended::Unknown => Cause::Unknown,
+    }
+}

@@ -1,0 +1,340 @@
+//! From nothing to the first turn, and from the last turn to nothing.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::birth::{IDS, RANGES};
+use super::control::Control;
+use super::events::EventLog;
+use super::log::LogHandle;
+use super::manager::Manager;
+use super::probe::Probes;
+use super::ready_file::ReadyFiles;
+use super::reload::{FIRST_START, prepare_all};
+use super::signals::Signals;
+use super::sources::Sources;
+use super::state::{Chore, Daemon, Shared};
+use super::timers::{Timer, Timers};
+use super::{Error, RunOptions, clock};
+use crate::engine::{Engine, Input, State, Target};
+use crate::host::cgroup::{CgroupRoot, Location, WorkerCgroup};
+use crate::host::identity::IdPool;
+use crate::host::init_image::init_program;
+use crate::host::spawn::{PASSED_MAX, close_inherited, set_undumpable};
+use crate::protocol::control::DaemonState;
+use crate::spec::{Config, DaemonSpec};
+
+/// How long an earlier daemon's workers may take to die at the start.
+const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
+/// Processes of one leftover cgroup that are counted for an error.
+const LEFTOVER_PIDS_MAX: usize = 1000;
+
+pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let started = |operation| move |source| Error::Start { operation, source };
+    close_inherited().map_err(started("close inherited descriptors"))?;
+    set_undumpable().map_err(started("keep this process's memory to itself"))?;
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    raise_descriptor_limit();
+    let log = LogHandle::install(&config.daemon.log_level, config.daemon.log_format)?;
+    // What a worker is given is put in places from 0 on before its exec; nothing of the daemon may be in the way.
+    let _low = occupy_low_descriptors().map_err(started("open /dev/null"))?;
+    let dirs = Directories::make(&config.daemon)?;
+    let mut poll = mio::Poll::new().map_err(started("make the event queue"))?;
+    let cgroups = CgroupRoot::prepare(Location::discover(&config.daemon.instance)?)?;
+    end_leftovers(&cgroups)?;
+    let mut daemon = assemble(config, options, log, cgroups, dirs, &poll)?;
+    daemon.begin();
+    let ran = daemon.run(&mut poll);
+    daemon.end(ran)
+}
+
+/// Closes what only the loop's own life needs and says what could not be ended.
+impl Daemon {
+    fn begin(&mut self) {
+        for path in ["work", "notify", "overlay"] {
+            self.sweep(path);
+        }
+        self.inputs.push(Input::StartRequested(FIRST_START, Target::All));
+        self.state = DaemonState::Running;
+        self.manager.ready(&format!("halsup {} runs {} pools", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        if let Some(interval) = self.manager.watchdog_interval() {
+            self.timers.set(clock::after(self.now, interval), Timer::Watchdog);
+        }
+        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+    }
+
+    /// Has whatever an earlier daemon left in a directory of work directories removed.
+    fn sweep(&mut self, kind: &str) {
+        let dir = match kind {
+            "work" => &self.shared.work_dirs,
+            "notify" => &self.shared.notify_dirs,
+            _ => &self.shared.overlay_dirs,
+        };
+        let Ok(entries) = rustix::fs::Dir::read_from(dir) else { return };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            if name == "." || name == ".." {
+                continue;
+            }
+            self.chores.push_back(match kind {
+                "work" => Chore::Work { name, id: None },
+                "notify" => Chore::Notify(name),
+                _ => Chore::Overlay { name, range: None },
+            });
+        }
+    }
+
+    /// Tells the service manager that the loop turns.
+    pub(super) fn feed_watchdog(&mut self) {
+        self.manager.watchdog();
+        if let Some(interval) = self.manager.watchdog_interval() {
+            self.timers.set(clock::after(self.now, interval), Timer::Watchdog);
+        }
+    }
+
+    fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
+        let stuck: Vec<String> = self
+            .engine
+            .workers()
+            .filter(|view| view.state == State::Stuck)
+            .map(|view| self.worker_name(view.worker))
+            .collect();
+        while self.do_chores() {}
+        let ids: Vec<_> = self.pools.keys().copied().collect();
+        for id in ids {
+            self.forget_pool(id);
+        }
+        if let Some(cgroups) = self.cgroups.take()
+            && let Err(error) = cgroups.release()
+        {
+            tracing::warn!(target: "pool", "leave the cgroup: {}", super::birth::chain(&error));
+        }
+        self.shutdown_done(stuck.clone());
+        self.flush_clients();
+        self.close_control();
+        tracing::info!(target: "pool", "stopped");
+        ran?;
+        if stuck.is_empty() { Ok(()) } else { Err(Error::Stuck { count: stuck.len(), names: stuck.join(", ") }) }
+    }
+}
+
+/// As many descriptors as the host allows: a worker takes up to ten.
+fn raise_descriptor_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    super::log::best_effort(raised, "then fewer workers fit, and the spawn that fails says so");
+}
+
+fn occupy_low_descriptors() -> io::Result<Vec<OwnedFd>> {
+    let mut low = Vec::new();
+    loop {
+        let null = open_null()?;
+        if usize::try_from(null.as_raw_fd()).is_ok_and(|number| number >= PASSED_MAX) {
+            return Ok(low);
+        }
+        low.push(null);
+    }
+}
+
+fn open_null() -> io::Result<OwnedFd> {
+    Ok(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The daemon's directories, and the lock that makes it the only one.
+struct Directories {
+    work: OwnedFd,
+    notify: OwnedFd,
+    overlay: OwnedFd,
+    logs: OwnedFd,
+    lock: OwnedFd,
+}
+
+impl Directories {
+    fn make(spec: &DaemonSpec) -> Result<Self, Error> {
+        let state = directory(&spec.state_dir, 0o700)?;
+        let lock = lock(state.as_fd(), &spec.state_dir)?;
+        let runtime = directory(&spec.runtime_dir, 0o755)?;
+        directory(&spec.state_dir.join("logs"), 0o700)?;
+        let below = |parent: BorrowedFd<'_>, at: &Path, name: &str| {
+            match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(broken("make", &at.join(name))(errno.into())),
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(parent, name, flags, Mode::empty()).map_err(|errno| broken("open", &at.join(name))(errno.into()))
+        };
+        Ok(Self {
+            work: below(runtime.as_fd(), &spec.runtime_dir, "work")?,
+            notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
+            overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
+            logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
+            lock,
+        })
+    }
+}
+
+fn broken(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error + use<> {
+    let path = path.display().to_string();
+    move |source| Error::Directory { operation, path: path.clone(), source }
+}
+
+/// Makes a directory if need be and opens it; refuses one that others could change.
+fn directory(path: &Path, mode: u32) -> Result<OwnedFd, Error> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    let parent = path.parent().unwrap_or(path);
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(broken("make", parent))?;
+    match std::fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(path, permissions).map_err(broken("change the mode of", path))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(broken("make", path)(error)),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = open(path, flags, Mode::empty()).map_err(|errno| broken("open", path)(errno.into()))?;
+    let stat = rustix::fs::fstat(&dir).map_err(|errno| broken("look at", path)(errno.into()))?;
+    if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
+        return Err(Error::NotOurs { path: path.display().to_string() });
+    }
+    Ok(dir)
+}
+
+/// The lock of a state directory; it is released by the kernel, whatever becomes of this process.
+fn lock(state: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Error> {
+    let failed = |operation| broken(operation, &path.join("lock"));
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = openat(state, "lock", flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("open")(errno.into()))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = [0_u8; 16];
+            let length = rustix::io::pread(&lock, &mut text, 0).unwrap_or(0);
+            let pid =
+                std::str::from_utf8(text.get(..length).unwrap_or_default()).ok().and_then(|t| t.trim().parse().ok());
+            return Err(Error::Running { path: path.display().to_string(), pid });
+        }
+        Err(errno) => return Err(failed("lock")(errno.into())),
+    }
+    let pid = format!("{:<15}\n", std::process::id());
+    rustix::io::pwrite(&lock, pid.as_bytes(), 0).map_err(|errno| failed("write")(errno.into()))?;
+    Ok(lock)
+}
+
+/// Ends whatever an earlier daemon of this instance left running: nothing may run that nobody watches.
+fn end_leftovers(cgroups: &CgroupRoot) -> Result<(), Error> {
+    let deadline = clock::after(clock::now(), LEFTOVER_DEADLINE);
+    let walk = cgroups.walk()?;
+    let mut found = Vec::new();
+    for leftover in &walk.workers {
+        let pool = cgroups.open_pool(&leftover.pool)?;
+        let worker = WorkerCgroup::open(&pool, leftover.slot, leftover.generation)?;
+        worker.kill()?;
+        found.push(worker);
+    }
+    if !found.is_empty() {
+        tracing::warn!(target: "pool", workers = found.len(), "ended workers that an earlier daemon left");
+    }
+    for mut worker in found {
+        while worker.populated()? {
+            let left = clock::since(clock::now(), deadline);
+            if left.is_zero() {
+                let processes = worker.pids(LEFTOVER_PIDS_MAX)?.pids.len();
+                let (cgroup, seconds) = (worker.leaf().to_owned(), LEFTOVER_DEADLINE.as_secs());
+                return Err(Error::Leftover { cgroup, processes, seconds });
+            }
+            let mut events = [PollFd::from_borrowed_fd(worker.events_fd()?, PollFlags::PRI)];
+            let timeout = Timespec::try_from(left.min(Duration::from_millis(100))).unwrap_or_default();
+            super::log::best_effort(rustix::event::poll(&mut events, Some(&timeout)), "looked at again at once");
+        }
+        worker.remove()?;
+    }
+    for pool in &walk.pools {
+        cgroups.open_pool(pool)?.remove(cgroups)?;
+    }
+    Ok(())
+}
+
+fn assemble(
+    config: Config,
+    options: RunOptions,
+    log: LogHandle,
+    cgroups: CgroupRoot,
+    dirs: Directories,
+    poll: &mio::Poll,
+) -> Result<Daemon, Error> {
+    let started = |operation| move |source| Error::Start { operation, source };
+    let registry = poll.registry().try_clone().map_err(started("share the event queue"))?;
+    let mut sources = Sources::new(registry);
+    let signals = Signals::listen(&mut sources).map_err(started("listen to signals"))?;
+    let control = Control::bind(&config.daemon, &mut sources)?;
+    let changes = prepare_all(&config, &cgroups)?;
+    let environment: BTreeMap<String, String> =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+    let config_text =
+        options.config_path.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let now = clock::now();
+    let shared = Shared {
+        init: Rc::new(init_program()?),
+        work_dirs: dirs.work,
+        notify_dirs: dirs.notify,
+        overlay_dirs: dirs.overlay,
+        log_dir: dirs.logs,
+        null: open_null().map_err(started("open /dev/null"))?,
+        ids: IdPool::new(IDS),
+        ranges: IdPool::new(RANGES),
+        stacks: Vec::new(),
+        _lock: dirs.lock,
+    };
+    let mut daemon = Daemon {
+        spec: config.daemon,
+        config_path: options.config_path.clone(),
+        options,
+        engine: Engine::new(now.0),
+        now,
+        started: now,
+        started_wall: clock::wall(),
+        state: DaemonState::Starting,
+        cgroups: Some(cgroups),
+        shared,
+        pools: BTreeMap::new(),
+        names: BTreeMap::new(),
+        next_pool: 0,
+        leaving: BTreeSet::new(),
+        live: BTreeMap::new(),
+        evidence: BTreeMap::new(),
+        asked_by: BTreeMap::new(),
+        last_exit: BTreeMap::new(),
+        certificates: VecDeque::new(),
+        logs: BTreeMap::new(),
+        sources,
+        timers: Timers::default(),
+        probes: Probes::default(),
+        ready_files: ReadyFiles::default(),
+        inputs: Vec::new(),
+        chores: VecDeque::new(),
+        events: EventLog::default(),
+        control,
+        log,
+        config_text,
+        signals,
+        manager: Manager::from_environment(&environment),
+        reaps: std::process::id() == 1,
+        finished: false,
+    };
+    for change in changes {
+        daemon.define(change);
+    }
+    Ok(daemon)
+}

@@ -1,0 +1,167 @@
+//! Carries out the engine's effects. What comes of one is an input of a later turn.
+
+use super::clock;
+use super::control::OWN_CALLS;
+use super::events::Happening;
+use super::exit::cause_of;
+use super::live::{Evidence, Phase};
+use super::state::Daemon;
+use crate::engine::{Cause as EngineCause, Effect, Ended, State};
+use crate::host::spawn::signal as send_signal;
+use crate::protocol::control::{Cause, DeathCertificate, EventKind, WorkerState};
+use crate::spec::{Generation, PoolId, WorkerId};
+
+/// Certificates that are kept for all workers together.
+const CERTIFICATES_MAX: usize = 4096;
+
+impl Daemon {
+    /// Carries out one effect.
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Spawn(worker, generation) => self.spawn(worker, generation),
+            Effect::Signal(worker, generation, signal) => self.signal(worker, generation, signal),
+            Effect::Kill(worker, generation) => self.kill(worker, generation),
+            Effect::Ping(worker, generation) => {
+                if self.live_mut(worker, generation).is_some_and(|live| live.phase == Phase::Running) {
+                    self.ping(worker);
+                }
+            }
+            Effect::StateChanged(worker, state) => self.state_changed(worker, state),
+            Effect::Certify(worker, generation, cause) => self.certify(worker, generation, cause),
+            Effect::Forget(worker) => self.forget(worker),
+            Effect::Answer(call, answer) if call.0 & OWN_CALLS != 0 => self.answer_own(call, &answer),
+            Effect::Answer(call, answer) => self.answer(call, &answer),
+            Effect::Finished => self.finished = true,
+        }
+    }
+
+    fn signal(&mut self, worker: WorkerId, generation: Generation, signal: i32) {
+        let Some(live) = self.live_mut(worker, generation) else { return };
+        let Some(main) = &live.main else { return };
+        // ESRCH: it has just ended, and its exit is on its way.
+        super::log::best_effort(send_signal(main, signal), "its exit will be heard");
+    }
+
+    fn kill(&mut self, worker: WorkerId, generation: Generation) {
+        let Some(live) = self.live_mut(worker, generation) else { return };
+        if let Err(error) = live.cgroup.kill() {
+            tracing::warn!(target: "worker", "kill {}: {}", self.worker_name(worker), super::birth::chain(&error));
+            // Without the cgroup's help the first process still takes its whole pid namespace with it.
+            if let Some(process) = self.live.get(&worker).and_then(|live| live.process.as_ref()) {
+                super::log::best_effort(send_signal(&process.fd, 9), "it has just ended");
+            }
+        }
+        self.empty(worker, generation);
+    }
+
+    fn state_changed(&mut self, worker: WorkerId, state: State) {
+        let state = worker_state(state);
+        let name = self.worker_name(worker);
+        let generation = self.live.get(&worker).map(|live| live.generation);
+        tracing::info!(target: "worker", worker = %name, state = %state, "{name} is {state}");
+        let limits = self.live.get(&worker).and_then(|live| super::birth::limits_reason(&live.enforcement));
+        if state == WorkerState::Healthy || state == WorkerState::Stopped {
+            self.end_ready_file(worker);
+        }
+        if let (WorkerState::Initializing, Some(reason)) = (state, limits) {
+            tracing::debug!(target: "worker", worker = %name, "limits of {name} are not enforced: {reason}");
+        }
+        let asked_by = self.asked_by.get(&worker).cloned();
+        let mut happening = Happening::new(EventKind::State, format!("{name} is {state}"));
+        (happening.worker, happening.generation, happening.state) = (Some(worker), generation, Some(state));
+        happening.asked_by = asked_by;
+        self.record(happening);
+    }
+
+    fn certify(&mut self, worker: WorkerId, generation: Generation, cause: EngineCause) {
+        let known = self.evidence.remove(&(worker, generation)).unwrap_or_default();
+        let cause = match cause {
+            EngineCause::Itself(Ended::Unknown) => known.status.unwrap_or(Cause::Unknown),
+            EngineCause::Itself(ended) => cause_of(ended),
+            EngineCause::Heartbeat => Cause::Heartbeat,
+            EngineCause::ReadyTimeout | EngineCause::StartFailed => Cause::StartFailed,
+            EngineCause::Requested => Cause::Requested,
+            EngineCause::Shutdown => Cause::Shutdown,
+        };
+        let asked_by = if cause == Cause::Requested { self.asked_by.get(&worker).cloned() } else { None };
+        let certificate = self.certificate(worker, generation, cause, known, asked_by);
+        let what = certificate.start_failure.as_ref().map(|failure| format!(": {}", failure.text)).unwrap_or_default();
+        let name = certificate.worker.clone();
+        tracing::info!(target: "worker", worker = %name, generation = generation.0, cause = %cause, "{name} ended: {cause}{what}");
+        let mut happening = Happening::new(EventKind::Death, format!("{name} ended: {cause}{what}"));
+        (happening.worker, happening.generation, happening.cause) = (Some(worker), Some(generation), Some(cause));
+        happening.asked_by.clone_from(&certificate.asked_by);
+        self.last_exit.insert(worker, cause);
+        if self.certificates.len() >= CERTIFICATES_MAX {
+            self.certificates.pop_front();
+        }
+        self.certificates.push_back(certificate);
+        self.record(happening);
+    }
+
+    fn certificate(
+        &self,
+        worker: WorkerId,
+        generation: Generation,
+        cause: Cause,
+        known: Evidence,
+        asked_by: Option<String>,
+    ) -> DeathCertificate {
+        DeathCertificate {
+            worker: self.worker_name(worker),
+            generation: generation.0,
+            cause,
+            status: known.status,
+            start_failure: known.start_failure,
+            started: known.started.map(clock::rfc3339),
+            ended: clock::rfc3339(clock::wall()),
+            pid: known.pid,
+            user_usec: known.user_usec,
+            system_usec: known.system_usec,
+            max_rss_bytes: known.max_rss_bytes,
+            memory_peak_bytes: known.memory_peak_bytes,
+            oom_kills: known.oom_kills,
+            leftover_processes: known.leftover,
+            last_output: known.last_output,
+            asked_by,
+        }
+    }
+
+    fn forget(&mut self, worker: WorkerId) {
+        self.logs.remove(&worker);
+        self.asked_by.remove(&worker);
+        self.last_exit.remove(&worker);
+        if self.leaving.contains(&worker.pool) && self.engine.workers().all(|view| view.worker.pool != worker.pool) {
+            self.forget_pool(worker.pool);
+        }
+    }
+
+    /// Lets go of a pool that is wanted no more and has no workers left.
+    pub(super) fn forget_pool(&mut self, id: PoolId) {
+        self.leaving.remove(&id);
+        let Some(pool) = self.pools.remove(&id) else { return };
+        if self.names.get(&pool.spec.name) == Some(&id) {
+            self.names.remove(&pool.spec.name);
+        }
+        if let Some(cgroups) = &self.cgroups
+            && let Err(error) = pool.prepared.cgroup.remove(cgroups)
+        {
+            tracing::warn!(target: "pool", "forget pool {}: {}", pool.spec.name, super::birth::chain(&error));
+        }
+        tracing::info!(target: "pool", pool = %pool.spec.name, "pool {} is gone", pool.spec.name);
+    }
+}
+
+/// The engine's states in the words of the interface.
+pub(super) const fn worker_state(state: State) -> WorkerState {
+    match state {
+        State::Initializing => WorkerState::Initializing,
+        State::Healthy => WorkerState::Healthy,
+        State::Unhealthy => WorkerState::Unhealthy,
+        State::Draining => WorkerState::Draining,
+        State::Restarting => WorkerState::Restarting,
+        State::Crashed => WorkerState::Crashed,
+        State::Stopped => WorkerState::Stopped,
+        State::Stuck => WorkerState::Stuck,
+    }
+}

@@ -1,0 +1,275 @@
+//! What workers say: their init's reports, notifications, channel frames, output. Each source has a budget a turn; a worker
+//! that floods waits for the next turn like everybody else, and its own exit drains it whole.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use mio::Token;
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
+
+use super::birth::{release, start_failure};
+use super::live::{Live, Phase};
+use super::probe::Purpose;
+use super::state::Daemon;
+use crate::engine::Input;
+use crate::host::logfile::Stream;
+use crate::host::spawn::{Gone, pid_of, program_failed};
+use crate::protocol::channel::{self, FromWorker, ToWorker};
+use crate::protocol::init::{Report, kind};
+use crate::protocol::notify::{self, Notification, Watchdog};
+use crate::spec::{HeartbeatSource, Ready, WorkerId};
+
+/// How much one source may say in one turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Budget {
+    /// The usual share; what is left is asked for again.
+    Turn,
+    /// Everything, because nobody is left who could add to it.
+    Rest,
+}
+
+impl Budget {
+    const fn of(self, turn: usize) -> usize {
+        match self {
+            Self::Turn => turn,
+            // A pipe or socket holds less than this many messages of a dead sender.
+            Self::Rest => 4096,
+        }
+    }
+}
+
+const REPORTS_A_TURN: usize = 8;
+const DATAGRAMS_A_TURN: usize = 32;
+const FRAMES_A_TURN: usize = 16;
+const READS_A_TURN: usize = 4;
+const READ_BYTES: usize = 16 * 1024;
+
+impl Daemon {
+    /// Reads a worker's init.
+    pub(super) fn on_init(&mut self, worker: WorkerId, token: Token, budget: Budget) {
+        for _ in 0..budget.of(REPORTS_A_TURN) {
+            let Some(live) = self.live.get_mut(&worker) else { return };
+            let Some(socket) = &live.init else { return };
+            match receive_report(socket.fd.as_fd()) {
+                Ok(Some((report, passed))) => self.on_report(worker, &report, passed),
+                Ok(None) => {
+                    if let Some(socket) = live.init.take() {
+                        socket.close(&mut self.sources);
+                    }
+                    return;
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Err(errno) => {
+                    tracing::warn!(target: "worker", error = %errno, "read the init of {}", self.worker_name(worker));
+                    return;
+                }
+            }
+        }
+        self.sources.again(token);
+    }
+
+    fn on_report(&mut self, worker: WorkerId, report: &Report, passed: Option<OwnedFd>) {
+        let Some(live) = self.live.get_mut(&worker) else { return };
+        // Its first word shows that it has exec'd, and so is done with the daemon's memory.
+        release(&mut self.shared.stacks, live.birth.take(), Gone::InitSpoke);
+        match report.kind {
+            kind::STARTED if live.phase == Phase::Starting => {
+                live.phase = Phase::Running;
+                live.main_pid = passed.as_ref().and_then(pid_of);
+                live.main = passed;
+                let generation = live.generation;
+                self.inputs.push(Input::Spawned(worker, generation));
+                self.await_ready(worker);
+            }
+            kind::NOT_STARTED => {
+                let program = self.pools.get(&live.pool).and_then(|pool| pool.spec.command.first());
+                let program = program.map_or("", String::as_str);
+                let error = program_failed(report, program, super::environment::WORK_DIR);
+                live.start_failure = Some(start_failure("exec", &error));
+            }
+            kind::MAIN_EXITED => live.main_exit = Some(*report),
+            kind::SWEPT => live.leftover = Some(report.a),
+            _ => live.junk += 1,
+        }
+    }
+
+    /// Begins to look for the sign by which this worker becomes ready.
+    fn await_ready(&mut self, worker: WorkerId) {
+        let Some(live) = self.live.get(&worker) else { return };
+        let generation = live.generation;
+        let Some(pool) = self.pools.get(&live.pool) else { return };
+        match pool.spec.ready.clone() {
+            Ready::Exec | Ready::Notify | Ready::Channel => {}
+            Ready::Probe(probe) => self.begin_probe(worker, generation, &probe, Purpose::Readiness),
+            Ready::File(file) => self.watch_ready_file(worker, generation, &file),
+        }
+    }
+
+    /// Reads a worker's notify socket.
+    pub(super) fn on_notify(&mut self, worker: WorkerId, token: Token, budget: Budget) {
+        let mut datagram = [0_u8; notify::DATAGRAM_BYTES_MAX + 1];
+        for _ in 0..budget.of(DATAGRAMS_A_TURN) {
+            let Some(socket) = self.live.get(&worker).and_then(|live| live.notify.as_ref()) else { return };
+            match recv(&socket.fd, datagram.as_mut_slice(), RecvFlags::DONTWAIT) {
+                Ok((length, _)) => {
+                    let said = notify::parse(datagram.get(..length).unwrap_or_default());
+                    self.on_notification(worker, said);
+                }
+                Err(Errno::AGAIN) => return,
+                // An error of one datagram is no reason to stop listening (HARDENING M1).
+                Err(_) => {}
+            }
+        }
+        self.sources.again(token);
+    }
+
+    fn on_notification(&mut self, worker: WorkerId, said: Notification) {
+        let Some(live) = self.live.get_mut(&worker) else { return };
+        let Some(pool) = self.pools.get(&live.pool) else { return };
+        let generation = live.generation;
+        live.junk += u64::from(said.junk_lines);
+        if said.status.is_some() {
+            live.status_text = said.status;
+        }
+        let inputs = &mut self.inputs;
+        if let Some(extension) = said.extend_timeout {
+            inputs.push(Input::TimeoutExtended(worker, generation, extension));
+        }
+        if let Some(interval) = said.watchdog_interval {
+            inputs.push(Input::BeatIntervalSet(worker, generation, interval));
+        }
+        if said.ready && pool.spec.ready == Ready::Notify {
+            inputs.push(Input::BecameReady(worker, generation));
+        }
+        let beats = pool.spec.policy.heartbeat.is_some_and(|heartbeat| heartbeat.source == HeartbeatSource::Notify);
+        match said.watchdog {
+            Some(Watchdog::Beat) if beats => inputs.push(Input::Beat(worker, generation)),
+            Some(Watchdog::Trigger) => inputs.push(Input::BreakageAnnounced(worker, generation)),
+            Some(Watchdog::Beat) | None => {}
+        }
+        if said.stopping {
+            inputs.push(Input::StopAnnounced(worker, generation));
+        }
+    }
+
+    /// Reads a worker's channel.
+    pub(super) fn on_channel(&mut self, worker: WorkerId, token: Token, budget: Budget) {
+        let mut frame = vec![0_u8; channel::FRAME_BYTES_MAX + 1];
+        for _ in 0..budget.of(FRAMES_A_TURN) {
+            let Some(live) = self.live.get_mut(&worker) else { return };
+            let Some(socket) = &live.channel else { return };
+            match recv(&socket.fd, frame.as_mut_slice(), RecvFlags::DONTWAIT) {
+                // A worker may send an empty packet, which looks like the end; the hang-up that comes with the end tells
+                // them apart no better, and a worker that sends nothing at length has no use for a channel.
+                Ok((0, _)) => {
+                    if let Some(socket) = live.channel.take() {
+                        socket.close(&mut self.sources);
+                    }
+                    return;
+                }
+                Ok((length, _)) => match FromWorker::decode(frame.get(..length).unwrap_or_default()) {
+                    Ok(said) => self.on_frame(worker, &said),
+                    Err(error) => {
+                        live.junk += 1;
+                        tracing::debug!(target: "worker", %error, "channel of {}", self.worker_name(worker));
+                    }
+                },
+                Err(Errno::AGAIN) => return,
+                Err(_) => {}
+            }
+        }
+        self.sources.again(token);
+    }
+
+    fn on_frame(&mut self, worker: WorkerId, said: &FromWorker) {
+        let Some(live) = self.live.get_mut(&worker) else { return };
+        let Some(pool) = self.pools.get(&live.pool) else { return };
+        let generation = live.generation;
+        match said {
+            FromWorker::Hello { .. } => {
+                let hello = ToWorker::Hello { protocol: channel::PROTOCOL };
+                say(live, &hello);
+            }
+            FromWorker::Ready if pool.spec.ready == Ready::Channel => {
+                self.inputs.push(Input::BecameReady(worker, generation));
+            }
+            FromWorker::Pong { id } if *id < live.next_ping => self.inputs.push(Input::Beat(worker, generation)),
+            FromWorker::Ready | FromWorker::Pong { .. } | FromWorker::Unsupported(_) => live.junk += 1,
+        }
+    }
+
+    /// Asks a worker for a sign of life.
+    pub(super) fn ping(&mut self, worker: WorkerId) {
+        let Some(live) = self.live.get_mut(&worker) else { return };
+        let generation = live.generation;
+        let Some(pool) = self.pools.get(&live.pool) else { return };
+        if let Some(probe) = pool.spec.heartbeat_probe.clone() {
+            self.begin_probe(worker, generation, &probe, Purpose::Heartbeat);
+            return;
+        }
+        let ping = ToWorker::Ping { id: live.next_ping };
+        live.next_ping += 1;
+        // A worker that does not read its channel does not get the ping and so misses it.
+        say(live, &ping);
+    }
+
+    /// Reads a worker's output.
+    pub(super) fn on_output(&mut self, worker: WorkerId, stream: Stream, token: Token, budget: Budget) {
+        let mut bytes = [0_u8; READ_BYTES];
+        for _ in 0..budget.of(READS_A_TURN) {
+            let Some(live) = self.live.get_mut(&worker) else { return };
+            let pipe = match stream {
+                Stream::Stdout => &mut live.stdout,
+                Stream::Stderr => &mut live.stderr,
+            };
+            let Some(open) = pipe.as_ref() else { return };
+            match rustix::io::read(&open.fd, bytes.as_mut_slice()) {
+                Ok(0) => {
+                    if let Some(ended) = pipe.take() {
+                        ended.close(&mut self.sources);
+                    }
+                    return;
+                }
+                Ok(length) => {
+                    let piece = bytes.get(..length).unwrap_or_default();
+                    if let Some(log) = self.logs.get_mut(&worker) {
+                        log.append(stream, piece, super::clock::wall());
+                    }
+                    self.log_line(worker, stream, piece);
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+        self.sources.again(token);
+    }
+}
+
+fn say(live: &mut Live, frame: &ToWorker) {
+    let Some(socket) = &live.channel else { return };
+    if send(&socket.fd, &frame.encode(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_err() {
+        live.junk += 1;
+    }
+}
+
+/// One packet and the descriptor that came with it; `None` at the end.
+fn receive_report(socket: std::os::fd::BorrowedFd<'_>) -> Result<Option<(Report, Option<OwnedFd>)>, Errno> {
+    let mut words = [0_u8; size_of::<Report>()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let mut vector = [std::io::IoSliceMut::new(&mut words)];
+    let received = recvmsg(socket, &mut vector, &mut ancillary, flags)?;
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let passed = ancillary
+        .drain()
+        .find_map(|message| if let RecvAncillaryMessage::ScmRights(mut fds) = message { fds.next() } else { None });
+    let mut fields = words.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
+    let mut next = || fields.next().unwrap_or(0);
+    let report = Report { kind: next(), a: next(), b: next(), c: next(), d: next(), e: next() };
+    Ok(Some((report, passed)))
+}

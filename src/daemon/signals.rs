@@ -1,0 +1,85 @@
+//! Signals to the daemon, as readiness of a descriptor, and what they mean.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use mio::Interest;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+use super::sources::{Source, Sources};
+use super::state::Daemon;
+use crate::engine::Input;
+use crate::host::spawn::{peek_ended, reap_orphan};
+use crate::protocol::control::DaemonState;
+
+/// The signals that are listened to.
+const WANTED: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGCHLD];
+/// Ended children that one turn looks at.
+const CHILDREN_A_TURN: usize = 256;
+
+/// Where signals arrive.
+#[derive(Debug)]
+pub(super) struct Signals {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+}
+
+impl Signals {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn listen(sources: &mut Sources) -> std::io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, WANTED)?;
+        sources.add(delivery.get_read().as_fd(), Source::Signals, Interest::READABLE)?;
+        Ok(Self { delivery })
+    }
+}
+
+impl Daemon {
+    /// Does what the signals that arrived ask for.
+    pub(super) fn on_signals(&mut self) {
+        let arrived: Vec<i32> = self.signals.delivery.pending().collect();
+        for signal in arrived {
+            match signal {
+                SIGHUP => self.reload_by_signal(),
+                SIGCHLD => self.reap_orphans(),
+                _ => self.shutdown_by_signal(signal),
+            }
+        }
+    }
+
+    /// The first one asks everything to end within the configured time, the next one ends it.
+    fn shutdown_by_signal(&mut self, signal: i32) {
+        let again = self.state == DaemonState::Stopping;
+        let timeout = if again { Duration::ZERO } else { self.spec.shutdown_timeout };
+        tracing::info!(target: "pool", signal, timeout_ms = timeout.as_millis(), "shutting down");
+        self.begin_shutdown(timeout);
+    }
+
+    /// Has every worker end.
+    pub(super) fn begin_shutdown(&mut self, timeout: Duration) {
+        self.state = DaemonState::Stopping;
+        self.manager.stopping();
+        self.inputs.push(Input::ShutdownRequested(timeout));
+    }
+
+    /// Reaps what this process was given as PID 1 or as a subreaper; its own children it waits for by pidfd.
+    fn reap_orphans(&mut self) {
+        if !self.reaps {
+            return;
+        }
+        for _ in 0..CHILDREN_A_TURN {
+            let Ok(Some(pid)) = peek_ended() else { return };
+            let own = self.live.iter().find(|(_, live)| live.process.is_some() && live.init_pid == pid);
+            match own.map(|(worker, _)| *worker) {
+                Some(worker) => self.on_exit(worker),
+                None => super::log::best_effort(reap_orphan(pid), "nobody else waits for an orphan"),
+            }
+        }
+    }
+}
