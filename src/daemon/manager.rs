@@ -1,14 +1,177 @@
-//! X
-#[derive(Debug)]
-pub(super) struct Manager;
+//! What the daemon says to whoever manages it as a service, by sd_notify(3): systemd, or another halsup.
+//!
+//! Best effort and never waiting: a manager that does not read loses the message and the daemon goes on. Without
+//! `NOTIFY_SOCKET` everything here does nothing.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::log::best_effort;
+
+/// A status longer than this is cut, in characters.
+const STATUS_CHARS_MAX: usize = 200;
+
+/// The service manager.
+#[derive(Debug, Default)]
+pub(super) struct Manager {
+    /// A socket of our own and the manager's address. Not connected: the manager may be started anew at the same place.
+    socket: Option<(OwnedFd, SocketAddrUnix)>,
+    watchdog: Option<Duration>,
+}
+
 impl Manager {
-    pub(super) fn from_environment(_e: &std::collections::BTreeMap<String, String>) -> Self {
-        Self
+    /// Reads `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`. What is not understood is as if it were not there, and
+    /// logged.
+    pub(super) fn from_environment(env: &BTreeMap<String, String>) -> Self {
+        let Some(named) = env.get("NOTIFY_SOCKET").filter(|named| !named.is_empty()) else { return Self::default() };
+        let address = match (named.strip_prefix('@'), named.starts_with('/')) {
+            (Some(name), _) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
+            (None, true) => SocketAddrUnix::new(named.as_str()),
+            (None, false) => Err(rustix::io::Errno::AFNOSUPPORT),
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let made = address.and_then(|address| {
+            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+            Ok((socket, address))
+        });
+        match made {
+            Ok(socket) => Self { socket: Some(socket), watchdog: watchdog(env, std::process::id()) },
+            Err(error) => {
+                tracing::warn!(target: "control", socket = named, %error, "cannot notify the service manager");
+                Self::default()
+            }
+        }
     }
-    pub(super) fn ready(&self, _s: &str) {}
-    pub(super) fn stopping(&self) {}
-    pub(super) fn watchdog(&self) {}
-    pub(super) fn watchdog_interval(&self) -> Option<std::time::Duration> {
-        None
+
+    /// How often to call [`Manager::watchdog`]: twice in the time that the manager waits.
+    pub(super) const fn watchdog_interval(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
+    /// Everything is up. Also ends what [`Manager::reloading`] began.
+    pub(super) fn ready(&self, status: &str) {
+        self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
+    }
+
+    /// One line for people.
+    pub(super) fn status(&self, status: &str) {
+        self.send(&format!("STATUS={}", one_line(status)));
+    }
+
+    /// The end has begun.
+    pub(super) fn stopping(&self) {
+        self.send("STOPPING=1");
+    }
+
+    /// The loop still turns.
+    pub(super) fn watchdog(&self) {
+        self.send("WATCHDOG=1");
+    }
+
+    /// A reload has begun, at this point of CLOCK_MONOTONIC; [`Manager::ready`] ends it.
+    pub(super) fn reloading(&self, monotonic_usec: u64) {
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={monotonic_usec}"));
+    }
+
+    fn send(&self, message: &str) {
+        let Some((socket, address)) = &self.socket else { return };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        best_effort(
+            rustix::net::sendto(socket, message.as_bytes(), flags, address),
+            "the service manager does not read, and nothing depends on it",
+        );
+    }
+}
+
+/// Half of `WATCHDOG_USEC`, where it is meant for this process.
+fn watchdog(env: &BTreeMap<String, String>, pid: u32) -> Option<Duration> {
+    let ours = env.get("WATCHDOG_PID").is_none_or(|named| named.parse() == Ok(pid));
+    let usec: u64 = env.get("WATCHDOG_USEC")?.parse().ok()?;
+    (ours && usec > 1).then(|| Duration::from_micros(usec / 2))
+}
+
+/// A line end would begin a message that nobody meant.
+fn one_line(status: &str) -> String {
+    status.chars().take(STATUS_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn heard(socket: &UnixDatagram) -> String {
+        let mut buffer = [0; 1_024];
+        let count = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..count].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_manager_hears_what_the_protocol_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let manager = Manager::from_environment(&environment(&[("NOTIFY_SOCKET", path.to_str().unwrap())]));
+        manager.ready("5 workers\nSTOPPING=1");
+        assert_eq!(heard(&socket), "READY=1\nSTATUS=5 workers STOPPING=1");
+        manager.status("busy");
+        assert_eq!(heard(&socket), "STATUS=busy");
+        manager.reloading(42);
+        assert_eq!(heard(&socket), "RELOADING=1\nMONOTONIC_USEC=42");
+        manager.watchdog();
+        assert_eq!(heard(&socket), "WATCHDOG=1");
+        manager.stopping();
+        assert_eq!(heard(&socket), "STOPPING=1");
+    }
+
+    #[test]
+    fn an_abstract_name_is_a_name_too() {
+        let name = format!("halsup-test-{}", std::process::id());
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        Manager::from_environment(&environment(&[("NOTIFY_SOCKET", &format!("@{name}"))])).watchdog();
+        assert_eq!(heard(&socket), "WATCHDOG=1");
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_stops_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let manager = Manager::from_environment(&environment(&[("NOTIFY_SOCKET", path.to_str().unwrap())]));
+        // More than any queue of datagrams holds: if one of them waited, this test would not end.
+        (0..10_000).for_each(|_| manager.watchdog());
+        assert_eq!(heard(&socket), "WATCHDOG=1");
+        drop(socket);
+        manager.watchdog();
+    }
+
+    #[test]
+    fn nobody_to_notify_is_no_error() {
+        for named in [&[][..], &[("NOTIFY_SOCKET", "")], &[("NOTIFY_SOCKET", "vsock:2:1")]] {
+            let manager = Manager::from_environment(&environment(named));
+            assert!(manager.socket.is_none(), "{named:?}");
+            manager.ready("alone");
+        }
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_twice_in_its_time_and_only_by_whom_it_means() {
+        let of = |pairs: &[(&str, &str)]| watchdog(&environment(pairs), 7);
+        assert_eq!(of(&[("WATCHDOG_USEC", "30000000")]), Some(Duration::from_secs(15)));
+        assert_eq!(of(&[("WATCHDOG_USEC", "30000000"), ("WATCHDOG_PID", "7")]), Some(Duration::from_secs(15)));
+        assert_eq!(of(&[("WATCHDOG_USEC", "30000000"), ("WATCHDOG_PID", "8")]), None);
+        for none in ["", "0", "1", "-5", "soon", "99999999999999999999999"] {
+            assert_eq!(of(&[("WATCHDOG_USEC", none)]), None, "{none}");
+        }
+        assert_eq!(of(&[]), None);
     }
 }

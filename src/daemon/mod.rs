@@ -20,6 +20,7 @@ mod manager;
 mod perform;
 mod pool;
 mod probe;
+mod probe_socket;
 mod ready_file;
 mod reload;
 mod reports;

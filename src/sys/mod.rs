@@ -3,8 +3,10 @@
 //! Never decides, retries, logs, or allocates after clone. `host` and `daemon` call in; nothing here calls out.
 #![expect(unsafe_code, reason = "this is the room that unsafe code lives in")]
 
+mod after_clone;
 pub mod mount;
 pub mod pid1;
+mod plan;
 pub mod process;
 pub mod raw;
 pub mod spawn;

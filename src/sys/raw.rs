@@ -75,6 +75,23 @@ pub mod nr {
     pub const CLOCK_GETTIME: usize = 228;
 }
 
+/// Flags of clone3(2), unshare(2) and setns(2), which libc has with 32 bits only: there `CLONE_INTO_CGROUP` is 0.
+pub mod flag {
+    #![expect(missing_docs, reason = "each is the kernel's own name")]
+    pub const CLONE_VM: usize = 0x100;
+    pub const CLONE_PIDFD: usize = 0x1000;
+    pub const CLONE_VFORK: usize = 0x4000;
+    pub const CLONE_NEWNS: usize = 0x2_0000;
+    pub const CLONE_NEWCGROUP: usize = 0x200_0000;
+    pub const CLONE_NEWUTS: usize = 0x400_0000;
+    pub const CLONE_NEWIPC: usize = 0x800_0000;
+    pub const CLONE_NEWUSER: usize = 0x1000_0000;
+    pub const CLONE_NEWPID: usize = 0x2000_0000;
+    pub const CLONE_NEWNET: usize = 0x4000_0000;
+    pub const CLONE_CLEAR_SIGHAND: usize = 0x1_0000_0000;
+    pub const CLONE_INTO_CGROUP: usize = 0x2_0000_0000;
+}
+
 /// Makes a system call with six arguments; a negative return is the negated error number.
 ///
 /// # Safety

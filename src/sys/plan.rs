@@ -1,0 +1,146 @@
+//! What a child between clone and exec is given: everything it needs, prepared, and a place to say how far it came.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicI32, AtomicU32};
+
+/// Descriptors that a worker's init can be given, standard ones included.
+pub const PASSED_MAX: usize = 24;
+
+/// Where a worker's own directory appears inside.
+pub const WORK_TARGET: &CStr = c"/run/worker/work";
+/// Where the directory with its notify socket appears inside.
+pub const NOTIFY_TARGET: &CStr = c"/run/worker/notify";
+
+/// The step that the child was at when it failed. The order is that of the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "host::spawn has a sentence for each")]
+pub enum Stage {
+    Started = 0,
+    Session,
+    OpenWorkDir,
+    OpenRoot,
+    JoinTemplate,
+    Unshare,
+    JoinNetwork,
+    Loopback,
+    AttachRoot,
+    AttachWorkDir,
+    MountProc,
+    MaskProc,
+    MountTmp,
+    MountShm,
+    MountPts,
+    PivotRoot,
+    Hostname,
+    Keyring,
+    BoundingSet,
+    JoinUser,
+    Groups,
+    Gid,
+    Uid,
+    VerifyIds,
+    Capabilities,
+    NoNewPrivileges,
+    ParentDeath,
+    Descriptors,
+    Exec,
+}
+
+impl Stage {
+    pub(super) const ALL: [Self; 29] = [
+        Self::Started,
+        Self::Session,
+        Self::OpenWorkDir,
+        Self::OpenRoot,
+        Self::JoinTemplate,
+        Self::Unshare,
+        Self::JoinNetwork,
+        Self::Loopback,
+        Self::AttachRoot,
+        Self::AttachWorkDir,
+        Self::MountProc,
+        Self::MaskProc,
+        Self::MountTmp,
+        Self::MountShm,
+        Self::MountPts,
+        Self::PivotRoot,
+        Self::Hostname,
+        Self::Keyring,
+        Self::BoundingSet,
+        Self::JoinUser,
+        Self::Groups,
+        Self::Gid,
+        Self::Uid,
+        Self::VerifyIds,
+        Self::Capabilities,
+        Self::NoNewPrivileges,
+        Self::ParentDeath,
+        Self::Descriptors,
+        Self::Exec,
+    ];
+}
+
+/// The root of a worker whose root is a directory: an overlay, put together inside the template.
+#[derive(Debug)]
+pub struct Overlay {
+    /// A directory with `upper` and `work` in it, on a filesystem that can be an overlay's upper layer.
+    pub stage: OwnedFd,
+    /// The lower directory, where it has to be id-mapped for this worker; else the template has it.
+    pub mapped_lower: Option<OwnedFd>,
+    /// Mounts of the template that move into the root: from, to.
+    pub carry: Vec<(CString, CString)>,
+}
+
+/// All that the child needs, prepared before the clone and owned until the child has exec'd or is gone.
+#[derive(Debug)]
+pub struct Plan {
+    /// Finished mount namespace that the child copies.
+    pub template: Rc<OwnedFd>,
+    /// Network namespace to join; `None` inherits the daemon's.
+    pub net: Option<Rc<OwnedFd>>,
+    /// Whether it gets a network namespace of its own.
+    pub own_net: bool,
+    /// User namespace to join, made for this worker's id range.
+    pub userns: Option<Rc<OwnedFd>>,
+    /// The worker's directory on the host.
+    pub work_dir: OwnedFd,
+    /// The directory with its notify socket, if it has one.
+    pub notify_dir: Option<OwnedFd>,
+    /// For a root that is a directory.
+    pub overlay: Option<Overlay>,
+    /// The program of the init, a sealed memfd.
+    pub init: Rc<OwnedFd>,
+    /// UTS host name.
+    pub hostname: CString,
+    /// Options of the private tmpfs on `/tmp`.
+    pub tmp_options: CString,
+    /// Options of the private tmpfs on `/dev/shm`.
+    pub shm_options: CString,
+    /// Whether `/proc` is made harmless to uid 0 (needed where uid 0 is the host's).
+    pub mask_proc: bool,
+    /// Whether the child is killed with the daemon.
+    pub dies_with_parent: bool,
+    /// Uid to become, in the terms of the user namespace that is joined.
+    pub uid: u32,
+    /// Gid to become, likewise, and the only supplementary group.
+    pub gid: u32,
+    /// Descriptors that become 0, 1, 2, … in this order; each number is at least [`PASSED_MAX`].
+    pub passed: Vec<OwnedFd>,
+}
+
+/// How far the child has come; it writes, the daemon reads.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    pub(super) stage: AtomicU32,
+    pub(super) errno: AtomicI32,
+}
+
+/// What the child is given: one pointer to both.
+#[derive(Debug)]
+pub(super) struct Given {
+    pub(super) plan: Plan,
+    pub(super) progress: Progress,
+}
