@@ -21,7 +21,7 @@ use crate::protocol::escape;
 use crate::spec::LogFormat;
 
 /// What may stand before `=` in a filter: the targets that the daemon's events carry.
-pub(super) const CATEGORIES: [&str; 7] = ["pool", "worker", "heartbeat", "dispatch", "control", "spawn", "log"];
+pub(super) const CATEGORIES: [&str; 7] = crate::spec::LOG_CATEGORIES;
 /// What categories that a filter does not name are shown from.
 const LEVEL_DEFAULT: LevelFilter = LevelFilter::INFO;
 /// A longer line is cut, in bytes.

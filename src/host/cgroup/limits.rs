@@ -94,11 +94,15 @@ impl Enforcement {
     }
 }
 
-/// A limit ready to be written.
-struct Order {
-    limit: LimitName,
-    value: String,
-    asked: bool,
+/// A limit that a worker is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedLimit {
+    /// Which.
+    pub limit: LimitName,
+    /// Its value, as the kernel is told.
+    pub value: String,
+    /// Whether an operator wrote it down.
+    pub asked: bool,
 }
 
 /// Writes all `limits` into the cgroup at `dir`, which `name`s it in errors.
@@ -110,7 +114,7 @@ pub(super) fn apply(
     mode: LimitsMode,
 ) -> Result<Enforcement, CgroupError> {
     let mut enforcement = Enforcement::default();
-    for order in orders(limits) {
+    for order in wanted_limits(limits) {
         let Some(reason) = enforce(dir, name, controllers, &order)? else { continue };
         if order.asked || mode == LimitsMode::Require {
             return Err(CgroupError::Limit { limit: order.limit, value: order.value, source: reason });
@@ -120,10 +124,12 @@ pub(super) fn apply(
     Ok(enforcement)
 }
 
-fn orders(limits: &Limits) -> Vec<Order> {
+/// All that `limits` asks for, in the order in which it is written.
+#[must_use]
+pub fn wanted_limits(limits: &Limits) -> Vec<WantedLimit> {
     let mut orders = Vec::with_capacity(8);
     let mut number = |limit, value: Option<Limit<u64>>, text: fn(u64) -> String| {
-        orders.extend(value.map(|Limit { value, asked }| Order { limit, value: text(value), asked }));
+        orders.extend(value.map(|Limit { value, asked }| WantedLimit { limit, value: text(value), asked }));
     };
     number(LimitName::MemoryHigh, limits.memory_high_bytes, decimal);
     number(LimitName::MemoryMax, limits.memory_bytes, decimal);
@@ -132,7 +138,7 @@ fn orders(limits: &Limits) -> Vec<Order> {
     number(LimitName::CpuMax, limits.cpu_millis, cpu_max);
     number(LimitName::CpuWeight, limits.cpu_weight, decimal);
     number(LimitName::PidsMax, limits.pids, decimal);
-    orders.extend(limits.cpuset.as_ref().map(|Limit { value, asked }| Order {
+    orders.extend(limits.cpuset.as_ref().map(|Limit { value, asked }| WantedLimit {
         limit: LimitName::Cpus,
         value: cpu_list(value),
         asked: *asked,
@@ -145,7 +151,7 @@ fn enforce(
     dir: BorrowedFd<'_>,
     name: &str,
     controllers: &Controllers,
-    order: &Order,
+    order: &WantedLimit,
 ) -> Result<Option<Missing>, CgroupError> {
     let controller = order.limit.controller();
     if let Availability::Missing(reason) = controllers.availability(controller) {
@@ -293,7 +299,7 @@ mod tests {
             cpuset: Some(Limit { value: cpus(&[0]), asked: false }),
         };
         let spelled: Vec<String> =
-            orders(&limits).iter().map(|o| format!("{}={} {}", o.limit, o.value, o.asked)).collect();
+            wanted_limits(&limits).iter().map(|o| format!("{}={} {}", o.limit, o.value, o.asked)).collect();
         assert_eq!(
             spelled,
             [

@@ -28,7 +28,7 @@ pub use controller::{Availability, Controller, Controllers, Missing};
 pub use delegate::CgroupRoot;
 pub use discover::{Delegation, Location};
 pub use events::{CgroupEvents, CpuStat, MemoryEvents, Pids, PidsEvents, Stats};
-pub use limits::{Enforcement, LimitName, MissedLimit};
+pub use limits::{Enforcement, LimitName, MissedLimit, WantedLimit, wanted_limits};
 pub use pool::{FoundWorker, PoolCgroup, Walk};
 pub use worker::WorkerCgroup;
 

@@ -5,7 +5,7 @@ pub const LINE_BYTES_MAX: usize = 16 << 10;
 
 /// Why a line ends where it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub enum End {
     /// There was a newline, or there is no more.
     Newline,
     /// It was too long and goes on.
@@ -13,15 +13,15 @@ pub(super) enum End {
 }
 
 /// What came behind the last newline of one stream.
-#[derive(Debug, Default)]
-pub(super) struct Lines {
+#[derive(Debug, Clone, Default)]
+pub struct Lines {
     /// At most [`LINE_BYTES_MAX`]; empty and without memory of its own between whole lines.
     partial: Vec<u8>,
 }
 
 impl Lines {
     /// Gives every line that `bytes` completes to `emit`, without its newline.
-    pub(super) fn feed(&mut self, mut bytes: &[u8], mut emit: impl FnMut(&[u8], End)) {
+    pub fn feed(&mut self, mut bytes: &[u8], mut emit: impl FnMut(&[u8], End)) {
         while !bytes.is_empty() {
             let room = LINE_BYTES_MAX - self.partial.len();
             let window = bytes.get(..=room).unwrap_or(bytes);
@@ -48,8 +48,22 @@ impl Lines {
         }
     }
 
+    /// Goes on where another left off: behind what was `unfinished` there.
+    #[must_use]
+    pub fn after(unfinished: &[u8]) -> Self {
+        let start = unfinished.len().saturating_sub(LINE_BYTES_MAX);
+        Self { partial: unfinished.get(start..).unwrap_or_default().to_vec() }
+    }
+
+    /// What waits for a newline, at most [`LINE_BYTES_MAX`].
+    #[must_use]
+    pub fn unfinished(&self) -> &[u8] {
+        &self.partial
+    }
+
     /// What waits for a newline, which then waits no more.
-    pub(super) fn take(&mut self) -> Vec<u8> {
+    #[must_use]
+    pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.partial)
     }
 }

@@ -22,8 +22,7 @@ use serde::Serialize;
 use crate::spec::LogSpec;
 
 pub use last_lines::{LastLines, read_last_lines};
-pub use lines::LINE_BYTES_MAX;
-use lines::{End, Lines};
+pub use lines::{End, LINE_BYTES_MAX, Lines};
 
 /// A death certificate has at most this much of the last output, in bytes.
 pub const TAIL_BYTES_MAX: usize = 4096;
@@ -157,6 +156,15 @@ impl LogFile {
     /// The last output of both streams as it came, at most 4 KiB, and forgets it: the next generation begins anew.
     pub fn tail(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.ring).into()
+    }
+
+    /// What of one stream has no newline yet, and so is in no file yet.
+    #[must_use]
+    pub fn unfinished(&self, stream: Stream) -> &[u8] {
+        match stream {
+            Stream::Stdout => self.stdout.unfinished(),
+            Stream::Stderr => self.stderr.unfinished(),
+        }
     }
 
     /// How many bytes could not be written since it was opened.

@@ -1,0 +1,322 @@
+//! One connection to the control socket: what it has said, what it waits for, what is on its way to it, and how long it
+//! may take. Never decides what a call means: `dispatch.rs` does.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use mio::{Interest, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+
+use super::follow::LogFollower;
+use super::output::{Full, Output, Written};
+use super::pieces::Pieces;
+use super::roles::Principal;
+use crate::daemon::clock;
+use crate::daemon::events::Cursor;
+use crate::daemon::sources::Sources;
+use crate::engine::Time;
+use crate::protocol::control::{Error, EventsReply, LogsReply};
+use crate::protocol::varlink::{Decoder, FRAME_BYTES_MAX, REPLY_BYTES_MAX, Reply};
+
+/// The first whole message has to come within this time of the connection.
+pub(super) const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A message that has begun has to be whole within this time.
+pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The last reply has to be taken within this time.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much is read of one client in one turn, in bytes.
+const READ_BYTES_MAX: usize = 64 << 10;
+/// Calls wait while this much is on its way to their client, in bytes.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// What a client waits for. While it does, its next calls wait too: answers come in the order of the calls.
+#[derive(Debug, Default)]
+pub(super) enum Task {
+    /// Nothing: its next call is taken.
+    #[default]
+    Idle,
+    /// The engine's answer to an order.
+    Order,
+    /// The rest of a long answer, piece by piece as it is read.
+    Pieces(Pieces),
+    /// Events as they happen, until it says something else.
+    Events(Cursor),
+    /// Lines as they are written, until it says something else.
+    Logs(LogFollower),
+    /// The end of the daemon; with `more`, it was last told of so many workers.
+    Shutdown(Option<u32>),
+}
+
+/// What the socket had when it was last read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// Nothing more; the kernel says when there is.
+    Blocked,
+    /// Perhaps more; the kernel will not say so again.
+    More,
+    /// The client says nothing any more.
+    Ended,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    socket: OwnedFd,
+    pub(super) token: Token,
+    /// Tells it from others that had its place.
+    pub(super) number: u64,
+    pub(super) peer: Principal,
+    pub(super) task: Task,
+    decoder: Decoder,
+    output: Output,
+    input: Input,
+    /// Whether there may be calls that have not been taken.
+    calls_wait: bool,
+    /// The socket takes no more for now.
+    blocked: bool,
+    waits_to_write: bool,
+    /// When it has to have said something; `None` once it has.
+    greeting_due: Option<Time>,
+    message_due: Option<Time>,
+    close_due: Option<Time>,
+    /// When the earliest timer is set for.
+    armed: Option<Time>,
+    gone: bool,
+}
+
+impl Client {
+    pub(super) fn new(socket: OwnedFd, token: Token, number: u64, peer: Principal, now: Time) -> Self {
+        Self {
+            socket,
+            token,
+            number,
+            peer,
+            task: Task::Idle,
+            decoder: Decoder::new(),
+            output: Output::default(),
+            input: Input::Blocked,
+            calls_wait: false,
+            blocked: false,
+            waits_to_write: false,
+            greeting_due: Some(clock::after(now, FIRST_MESSAGE_TIMEOUT)),
+            message_due: None,
+            close_due: None,
+            armed: None,
+            gone: false,
+        }
+    }
+
+    /// Whether the connection is over and nothing can be said any more.
+    pub(super) const fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Whether its next call may be taken.
+    pub(super) fn takes_calls(&self) -> bool {
+        let free = match self.task {
+            Task::Idle | Task::Events(_) | Task::Logs(_) => true,
+            Task::Order | Task::Pieces(_) | Task::Shutdown(_) => false,
+        };
+        free && !self.gone && self.close_due.is_none() && self.output.is_empty()
+    }
+
+    /// Whether its next call is to be taken although the kernel has no news of it.
+    pub(super) fn has_calls(&self) -> bool {
+        self.calls_wait && self.takes_calls()
+    }
+
+    /// Whether something new can be put on its way.
+    pub(super) fn is_read_up(&self) -> bool {
+        self.output.is_empty() && !self.gone && self.close_due.is_none()
+    }
+
+    /// Whether it can be written to, or has to be closed.
+    pub(super) fn can_be_written(&self) -> bool {
+        self.gone || !self.output.is_empty() && !self.blocked || self.output.is_empty() && self.close_due.is_some()
+    }
+
+    /// Reads what there is, within the budget.
+    pub(super) fn read(&mut self) {
+        self.blocked = false;
+        let mut buffer = [0; BUFFER_BYTES];
+        let mut budget = READ_BYTES_MAX;
+        // Calls that are not taken yet fill the decoder and then the socket, and hold back their sender.
+        while self.input != Input::Ended && budget > 0 && self.decoder.waiting_bytes() <= FRAME_BYTES_MAX {
+            self.input = match recv(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
+                Ok((0, _)) => Input::Ended,
+                Ok((count, _)) => {
+                    self.decoder.push(buffer.get(..count).unwrap_or_default());
+                    budget = budget.saturating_sub(count);
+                    Input::More
+                }
+                Err(Errno::INTR) => Input::More,
+                Err(Errno::AGAIN) => {
+                    self.input = Input::Blocked;
+                    return;
+                }
+                Err(_gone) => {
+                    self.gone = true;
+                    return;
+                }
+            };
+        }
+        // Who has only finished speaking still reads; who has hung up does not.
+        self.gone |= self.has_hung_up();
+    }
+
+    fn has_hung_up(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::empty())];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&at_once)).is_ok_and(|count| count > 0)
+            && polled.iter().any(|polled| polled.revents().intersects(PollFlags::HUP | PollFlags::ERR))
+    }
+
+    /// Takes the next whole message. `None` is for now, or for good: then it is being closed.
+    pub(super) fn next_frame(&mut self, now: Time) -> Option<Vec<u8>> {
+        match self.decoder.next_frame() {
+            Ok(Some(frame)) => {
+                self.greeting_due = None;
+                self.message_due = None;
+                return Some(frame);
+            }
+            Ok(None) if self.input == Input::Ended => {
+                self.finish_stream();
+                self.close(now);
+            }
+            Ok(None) if self.decoder.waiting_bytes() > 0 => {
+                self.message_due = self.message_due.or(Some(clock::after(now, MESSAGE_TIMEOUT)));
+            }
+            Ok(None) => self.message_due = None,
+            Err(error) => {
+                self.finish_stream();
+                self.say_last(&error.reply(), now);
+            }
+        }
+        None
+    }
+
+    /// Remembers whether calls wait: none do after `next_frame` gave none and the socket is empty.
+    pub(super) fn note_calls(&mut self, drained: bool) {
+        self.calls_wait = !drained || self.input == Input::More;
+    }
+
+    /// Puts a reply on its way. A client whose queue is full is let go.
+    pub(super) fn say(&mut self, reply: &Reply, now: Time) {
+        if self.gone || self.close_due.is_some() {
+            return;
+        }
+        let mut frame = reply.encode();
+        if frame.len() > REPLY_BYTES_MAX {
+            let reason = "the answer is longer than 16 MiB: ask with `more`, or for less".into();
+            frame = Error::Refused { reason }.to_reply().encode();
+        }
+        if let Err(Full) = self.output.push(frame) {
+            self.let_go(now);
+        }
+    }
+
+    /// Ends it with one last reply.
+    pub(super) fn say_last(&mut self, reply: &Reply, now: Time) {
+        self.say(reply, now);
+        self.close(now);
+    }
+
+    /// Ends a client that does not read: what it was to get is dropped, but why is said.
+    pub(super) fn let_go(&mut self, now: Time) {
+        self.output.cut();
+        let reason = "replies were not read as fast as they came".into();
+        self.say_last(&Error::Refused { reason }.to_reply(), now);
+    }
+
+    /// Ends a stream of replies with the last one.
+    pub(super) fn finish_stream(&mut self) {
+        let last = match self.task {
+            Task::Events(_) => Reply::last(&EventsReply::default()),
+            Task::Logs(_) => Reply::last(&LogsReply::default()),
+            Task::Idle | Task::Order | Task::Pieces(_) | Task::Shutdown(_) => return,
+        };
+        self.task = Task::Idle;
+        // Who has not read what was before it has no use for it.
+        self.output.push(last.encode()).unwrap_or_else(|Full| self.output.cut());
+    }
+
+    /// Takes no more calls; is gone when the last reply is written, or by a deadline.
+    pub(super) fn close(&mut self, now: Time) {
+        self.close_due = self.close_due.or(Some(clock::after(now, CLOSE_TIMEOUT)));
+        self.task = Task::Idle;
+        self.greeting_due = None;
+        self.message_due = None;
+    }
+
+    /// Writes what is on its way. `true`: there is more, and the kernel will not say so.
+    pub(super) fn write(&mut self) -> bool {
+        match self.output.write(self.socket.as_fd()) {
+            Written::All => {
+                self.blocked = false;
+                self.gone |= self.close_due.is_some();
+                false
+            }
+            Written::Blocked => {
+                self.blocked = true;
+                false
+            }
+            Written::More => true,
+            Written::Gone => {
+                self.gone = true;
+                false
+            }
+        }
+    }
+
+    /// Waits for room in the socket only while something is on its way.
+    pub(super) fn adjust_interest(&mut self, sources: &Sources) {
+        let wanted = !self.output.is_empty();
+        if self.gone || wanted == self.waits_to_write {
+            return;
+        }
+        let interest = if wanted { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        match sources.change(self.token, self.socket.as_fd(), interest) {
+            Ok(()) => self.waits_to_write = wanted,
+            Err(_refused) => self.gone = true,
+        }
+    }
+
+    /// When a timer is to be set, if one is: only if none is set that comes earlier.
+    pub(super) fn arm(&mut self) -> Option<Time> {
+        let due = self.due()?;
+        if self.armed.is_some_and(|armed| armed <= due) {
+            return None;
+        }
+        self.armed = Some(due);
+        self.armed
+    }
+
+    fn due(&self) -> Option<Time> {
+        [self.greeting_due, self.message_due, self.close_due].into_iter().flatten().min()
+    }
+
+    /// A timer has come.
+    pub(super) fn expire(&mut self, now: Time) {
+        self.armed = None;
+        let is_over = |due: Option<Time>| due.is_some_and(|due| due <= now);
+        let late = |what: &str, limit: Duration| {
+            let reason = format!("{what} did not come within {} s", limit.as_secs());
+            Error::Refused { reason }.to_reply()
+        };
+        if is_over(self.close_due) {
+            self.gone = true;
+        } else if is_over(self.message_due) {
+            self.finish_stream();
+            self.say_last(&late("the rest of a message", MESSAGE_TIMEOUT), now);
+        } else if is_over(self.greeting_due) {
+            self.say_last(&late("a first message", FIRST_MESSAGE_TIMEOUT), now);
+        }
+    }
+
+    /// Deregisters and closes it.
+    pub(super) fn end(self, sources: &mut Sources) {
+        sources.remove(self.token, self.socket.as_fd());
+    }
+}

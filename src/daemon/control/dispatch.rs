@@ -1,0 +1,159 @@
+//! What a call means: message, request, permission, answer. One at a time for each client, in the order of its calls.
+//!
+//! The permission is decided on the decoded request, here, by the process that carries it out (HARDENING S5).
+
+use super::super::state::Daemon;
+use super::client::{Client, Task};
+use super::roles;
+use crate::protocol::control::{
+    ConfigReply, DoctorReply, Empty, Error, EventKind, EventsRequest, Request, SetLogReply, ShutdownRequest,
+};
+use crate::protocol::service::{self, Info, ServiceError};
+use crate::protocol::varlink::{Call, Reply};
+
+/// How many calls of one client are taken in one turn.
+const CALLS_MAX: u32 = 16;
+
+/// How many events one reply carries.
+pub(super) const PIECE_EVENTS_MAX: usize = 256;
+
+/// What becomes of a call.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is answered.
+    Reply(Reply),
+    /// Its client waits.
+    Wait(Task),
+}
+
+impl From<Error> for Outcome {
+    fn from(error: Error) -> Self {
+        Self::Reply(error.to_reply())
+    }
+}
+
+/// Who asked, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) place: u32,
+    pub(super) number: u64,
+    pub(super) by: roles::Principal,
+    /// More than one reply is welcome.
+    pub(super) more: bool,
+    /// No reply is wanted.
+    pub(super) oneway: bool,
+}
+
+impl Daemon {
+    /// Reads what a client has sent and takes its calls, within the budget.
+    pub(super) fn serve(&mut self, place: u32, client: &mut Client) {
+        client.read();
+        let mut drained = false;
+        for _ in 0..CALLS_MAX {
+            if !client.takes_calls() {
+                break;
+            }
+            let Some(frame) = client.next_frame(self.now) else {
+                drained = true;
+                break;
+            };
+            client.finish_stream();
+            self.take_call(place, client, &frame);
+        }
+        client.note_calls(drained);
+    }
+
+    fn take_call(&mut self, place: u32, client: &mut Client, frame: &[u8]) {
+        let call = match Call::decode(frame) {
+            Ok(call) => call,
+            Err(error) => return client.say_last(&error.reply(), self.now),
+        };
+        let asked = Asked { place, number: client.number, by: client.peer, more: call.more, oneway: call.oneway };
+        let outcome = match Request::decode(call) {
+            Ok(request) if !roles::allows(asked.by, self.control.own_uid, &request, &self.spec.roles) => {
+                tracing::warn!(target: "control", by = %asked.by, method = request.method().1, "permission denied");
+                Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
+            }
+            Ok(request) => self.carry_out(asked, request),
+            Err(error) => Outcome::Reply(error.to_reply()),
+        };
+        if asked.oneway {
+            return;
+        }
+        match outcome {
+            Outcome::Reply(reply) => client.say(&reply, self.now),
+            Outcome::Wait(task) => client.task = task,
+        }
+    }
+
+    fn carry_out(&mut self, asked: Asked, request: Request) -> Outcome {
+        let reply = match request {
+            Request::GetInfo(_) => Reply::last(&Info::of_this_program()),
+            Request::GetInterfaceDescription(request) => match service::description_of(&request.interface) {
+                Some(description) => Reply::last(&description),
+                None => ServiceError::InterfaceNotFound { interface: request.interface.chars().take(120).collect() }
+                    .to_reply(),
+            },
+            Request::Ping(_) => Reply::last(&Empty {}),
+            Request::Status(_) => Reply::last(&self.status_reply()),
+            Request::List(request) => return self.list(asked, request),
+            Request::Inspect(request) => return self.inspect(asked, &request.target),
+            Request::Stats(request) => return self.stats(asked, request.target.as_ref()),
+            Request::Certificates(request) => return self.told_certificates(asked, request),
+            Request::Logs(request) => return self.told_logs(asked, &request),
+            Request::Events(request) => return self.told_events(&request),
+            request @ (Request::Start(_)
+            | Request::Stop(_)
+            | Request::Restart(_)
+            | Request::Kill(_)
+            | Request::Reset(_)
+            | Request::Scale(_)) => return self.order(asked, &request),
+            Request::Reload(_) => return self.ordered_reload(asked),
+            Request::Shutdown(request) => return self.ordered_shutdown(asked, &request),
+            Request::SetLog(request) => match self.log.set(&request.filter) {
+                Ok(previous) => {
+                    self.record_order(asked, EventKind::Daemon, format!("log filter set to {}", request.filter));
+                    Reply::last(&SetLogReply { previous })
+                }
+                Err(reason) => Error::Refused { reason }.to_reply(),
+            },
+            Request::Doctor(_) => Reply::last(&DoctorReply { checks: super::super::doctor() }),
+            Request::GetConfig(_) => Reply::last(&ConfigReply {
+                path: self.config_path.as_ref().map(|path| path.display().to_string()),
+                text: self.config_text.clone(),
+            }),
+        };
+        Outcome::Reply(reply)
+    }
+
+    fn told_events(&self, request: &EventsRequest) -> Outcome {
+        let last = usize::try_from(request.last()).unwrap_or(usize::MAX);
+        let mut cursor = self.events.before_last(last);
+        if request.follow == Some(true) {
+            return Outcome::Wait(Task::Events(cursor));
+        }
+        Outcome::Reply(Reply::last(&self.events.read(&mut cursor, last)))
+    }
+
+    fn ordered_reload(&mut self, asked: Asked) -> Outcome {
+        if self.state == crate::protocol::control::DaemonState::Stopping {
+            return Error::ShuttingDown {}.into();
+        }
+        self.record_order(asked, EventKind::Order, "reload".into());
+        Outcome::Reply(match self.reload() {
+            Ok(reply) => Reply::last(&reply),
+            Err(cause) => {
+                let object = self.config_path.as_ref().map_or_else(String::new, |path| path.display().to_string());
+                Error::Failed { operation: "reload".into(), object, cause }.to_reply()
+            }
+        })
+    }
+
+    fn ordered_shutdown(&mut self, asked: Asked, request: &ShutdownRequest) -> Outcome {
+        let patience = request.timeout_ms.map_or(self.spec.shutdown_timeout, std::time::Duration::from_millis);
+        self.record_order(asked, EventKind::Order, "shut down".into());
+        self.state = crate::protocol::control::DaemonState::Stopping;
+        self.inputs.push(crate::engine::Input::ShutdownRequested(patience));
+        Outcome::Wait(Task::Shutdown(asked.more.then_some(u32::MAX)))
+    }
+}

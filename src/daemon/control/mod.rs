@@ -1,0 +1,288 @@
+//! The control socket: who is connected, what was asked, and the answers on their way.
+//!
+//! This file owns the socket and the set of connections, with their limits. `client.rs` is one connection, `dispatch.rs`
+//! what a call means, `roles.rs` who may ask, `orders.rs` what goes to the engine and comes back, `answers.rs`,
+//! `inspect.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end. Nothing here blocks, and no
+//! client can make it grow without bound. The loop calls `on_listener`, `on_client`, `on_client_timeout`, `answer` as facts
+//! come, and `flush_clients` at the end of each turn.
+
+mod answers;
+mod client;
+mod dispatch;
+mod follow;
+mod inspect;
+mod orders;
+mod output;
+mod pieces;
+mod roles;
+mod usage;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs::{Permissions, remove_file, rename, set_permissions};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mio::Interest;
+use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, send, socket_with};
+
+use self::client::Client;
+use self::follow::FollowedLines;
+use self::orders::Orders;
+use self::roles::Principal;
+use super::clock;
+use super::live::Watched;
+use super::log::best_effort;
+use super::sources::{Source, Sources};
+use super::state::Daemon;
+use super::timers::Timer;
+use crate::protocol::control::Error as Refusal;
+use crate::spec::DaemonSpec;
+
+/// The socket's name in the runtime directory.
+const SOCKET_NAME: &str = "control.sock";
+/// Its name until it is ready; of the same length, so that one fits an address if the other does.
+const SOCKET_NAME_NEW: &str = "control.tmp!";
+/// The daemon's own orders have this bit in their number.
+pub(super) const OWN_CALLS: u64 = 1 << 63;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+/// How many connections are accepted in one turn.
+const ACCEPTS_MAX: u32 = 16;
+/// How many clients there may be.
+const CLIENTS_MAX: usize = 256;
+/// Of them, for root alone.
+const CLIENTS_RESERVED: usize = 16;
+/// How many of one user other than root.
+const CLIENTS_OF_USER_MAX: usize = 64;
+/// How long nothing is accepted after descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The control socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Its path does not fit an address.
+    #[error("make control socket {path}: the path is too long for a socket")]
+    Address {
+        /// Where it was to be.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: Errno,
+    },
+    /// A step was refused.
+    #[error("{step} control socket {path}")]
+    Step {
+        /// Which, such as `bind`.
+        step: &'static str,
+        /// Where it was to be.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// The control socket and its clients.
+#[derive(Debug)]
+pub(super) struct Control {
+    listener: Option<Watched>,
+    path: PathBuf,
+    own_uid: u32,
+    /// Nothing is accepted until a timer says so.
+    paused: bool,
+    /// By place, which is the lowest that was free.
+    clients: BTreeMap<u32, Client>,
+    next_number: u64,
+    orders: Orders,
+    lines: FollowedLines,
+}
+
+impl Control {
+    /// Makes `control.sock` in the runtime directory, replacing one that a daemon before has left: the caller holds the
+    /// lock of the state directory. Whoever finds the socket can connect: it gets its name last.
+    ///
+    /// # Errors
+    /// [`ControlError`] names the step that was refused.
+    pub(super) fn bind(spec: &DaemonSpec, sources: &mut Sources) -> Result<Self, ControlError> {
+        let path = spec.runtime_dir.join(SOCKET_NAME);
+        let new = spec.runtime_dir.join(SOCKET_NAME_NEW);
+        let failed = |step, source: io::Error| ControlError::Step { step, path: path.clone(), source };
+        let address =
+            SocketAddrUnix::new(&new).map_err(|source| ControlError::Address { path: path.clone(), source })?;
+        match remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("clear the way for", error)),
+            Ok(()) | Err(_) => {}
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(|errno| failed("open", errno.into()))?;
+        // The file takes this mode when it is bound, so there is no moment at which it is open to more.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("set mode of", errno.into()))?;
+        rustix::net::bind(&socket, &address).map_err(|errno| failed("bind", errno.into()))?;
+        let mode = if spec.roles.is_empty() { 0o600 } else { 0o666 };
+        set_permissions(&new, Permissions::from_mode(mode)).map_err(|error| failed("set mode of", error))?;
+        rustix::net::listen(&socket, BACKLOG).map_err(|errno| failed("listen on", errno.into()))?;
+        rename(&new, &path).map_err(|error| failed("name", error))?;
+        let token = sources
+            .add(socket.as_fd(), Source::Listener, Interest::READABLE)
+            .map_err(|error| failed("watch", error))?;
+        Ok(Self {
+            listener: Some(Watched { fd: socket, token }),
+            path,
+            own_uid: rustix::process::geteuid().as_raw(),
+            paused: false,
+            clients: BTreeMap::new(),
+            next_number: 0,
+            orders: Orders::default(),
+            lines: FollowedLines::default(),
+        })
+    }
+
+    /// Whether one more client of `uid` is too many, and why.
+    fn refuses(&self, uid: u32) -> Option<&'static str> {
+        let all = self.clients.len();
+        if all >= CLIENTS_MAX {
+            return Some("too many clients are connected");
+        }
+        if uid == 0 {
+            return None;
+        }
+        if all >= CLIENTS_MAX - CLIENTS_RESERVED {
+            return Some("too many clients are connected");
+        }
+        let own = self.clients.values().filter(|client| client.peer.uid == uid).count();
+        (own >= CLIENTS_OF_USER_MAX).then_some("too many clients of this user are connected")
+    }
+
+    fn free_place(&self) -> u32 {
+        (0_u32..)
+            .zip(self.clients.keys())
+            .find(|(free, taken)| free < *taken)
+            .map_or_else(|| u32::try_from(self.clients.len()).unwrap_or(u32::MAX), |(free, _)| free)
+    }
+}
+
+/// Who is at the other end of a connection.
+fn peer_of(socket: &OwnedFd) -> nix::Result<Principal> {
+    let peer = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)?;
+    Ok(Principal { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() })
+}
+
+impl Daemon {
+    /// Somebody connects.
+    pub(super) fn on_listener(&mut self) {
+        for _ in 0..ACCEPTS_MAX {
+            let Some(listener) = self.control.listener.as_ref().filter(|_| !self.control.paused) else { return };
+            match accept_with(&listener.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => self.welcome(socket),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(errno) => {
+                    tracing::warn!(target: "control", %errno, "accept a control connection; none is accepted for a moment");
+                    self.control.paused = true;
+                    self.timers.set(clock::after(self.now, ACCEPT_PAUSE), Timer::ResumeAccept);
+                    return;
+                }
+            }
+        }
+        if let Some(listener) = &self.control.listener {
+            self.sources.again(listener.token);
+        }
+    }
+
+    /// Accepts connections again.
+    pub(super) fn resume_accept(&mut self) {
+        self.control.paused = false;
+        self.on_listener();
+    }
+
+    fn welcome(&mut self, socket: OwnedFd) {
+        let peer = match peer_of(&socket) {
+            Ok(peer) => peer,
+            Err(errno) => {
+                return tracing::warn!(target: "control", %errno, "ask who connects; the connection is closed");
+            }
+        };
+        if let Some(reason) = self.control.refuses(peer.uid) {
+            tracing::warn!(target: "control", %peer, reason, "control connection refused");
+            let reply = Refusal::Refused { reason: reason.into() }.to_reply().encode();
+            let sent = send(&socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            return best_effort(sent, "who is refused may be gone already");
+        }
+        let place = self.control.free_place();
+        match self.sources.add(socket.as_fd(), Source::Client(place), Interest::READABLE) {
+            Ok(token) => {
+                self.control.next_number = self.control.next_number.wrapping_add(1);
+                let client = Client::new(socket, token, self.control.next_number, peer, self.now);
+                self.put_back(place, client);
+            }
+            Err(error) => tracing::warn!(target: "control", %error, "watch a control connection; it is closed"),
+        }
+    }
+
+    /// A client says something, takes something, or goes.
+    pub(super) fn on_client(&mut self, place: u32) {
+        if let Some(mut client) = self.control.clients.remove(&place) {
+            self.serve(place, &mut client);
+            self.put_back(place, client);
+        }
+    }
+
+    /// A client has had its time for something, unless it was in time.
+    pub(super) fn on_client_timeout(&mut self, place: u32, number: u64) {
+        if let Some(mut client) = self.control.clients.remove(&place) {
+            if client.number == number {
+                client.expire(self.now);
+            }
+            self.put_back(place, client);
+        }
+    }
+
+    /// Keeps a client, or forgets it if it is gone.
+    fn put_back(&mut self, place: u32, mut client: Client) {
+        if client.is_gone() {
+            return client.end(&mut self.sources);
+        }
+        if let Some(due) = client.arm() {
+            self.timers.set(due, Timer::ClientTimeout(place, client.number));
+        }
+        self.control.clients.insert(place, client);
+    }
+
+    /// Writes what is on its way to clients, as far as they take it. To be called at the end of each turn.
+    pub(super) fn flush_clients(&mut self) {
+        let has_work = |client: &Client| client.can_be_written() || client.has_calls() || self.has_news(client);
+        let places: Vec<u32> =
+            self.control.clients.iter().filter(|(_, client)| has_work(client)).map(|(place, _)| *place).collect();
+        for place in places {
+            let Some(mut client) = self.control.clients.remove(&place) else { continue };
+            self.feed(&mut client);
+            let more = client.write();
+            client.adjust_interest(&self.sources);
+            if !client.is_gone() && (more || client.has_calls() || client.is_read_up() && self.has_news(&client)) {
+                self.sources.again(client.token);
+            }
+            self.put_back(place, client);
+        }
+        self.forget_followed_lines();
+    }
+
+    /// Ends all connections, with what can be written at once, and removes the socket.
+    pub(super) fn close_control(&mut self) {
+        if let Some(listener) = self.control.listener.take() {
+            best_effort(remove_file(&self.control.path), "a socket without a daemon refuses, as none would");
+            listener.close(&mut self.sources);
+        }
+        for (_, mut client) in std::mem::take(&mut self.control.clients) {
+            client.finish_stream();
+            while client.write() {}
+            client.end(&mut self.sources);
+        }
+    }
+}
