@@ -53,6 +53,8 @@ esac
 halsup=$target/release/halsup
 
 "$halsup" --config "$config" daemon start
+# The daemon runs; this waits for the workers.
+"$halsup" --config "$config" start all
 "$halsup" --config "$config" status
 "$halsup" --config "$config" ps
 say "end it with: $halsup --config $config daemon stop"

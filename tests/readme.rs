@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use halsup::exit_code::ExitCode;
 use halsup::spec::parse_config;
@@ -19,7 +18,7 @@ fn read(path: &str) -> String {
 fn table(heading: &str) -> Vec<Vec<String>> {
     let readme = read("README.md");
     let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no ## {heading}"));
-    let section = section.split("\n## ").next().unwrap();
+    let section = section.split("\n## ").next().unwrap_or_default();
     let rows: Vec<Vec<String>> = section
         .lines()
         .filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'))
@@ -51,7 +50,7 @@ fn the_exit_codes_are_those_of_the_program() {
 /// `200 KiB`, `10,000`, `16`, `90 s` as a number in the base unit.
 fn amount(text: &str) -> u64 {
     let mut words = text.split(' ');
-    let number: u64 = words.next().unwrap().replace(',', "").parse().unwrap_or_else(|_| panic!("{text}"));
+    let number: u64 = words.next().unwrap_or_default().replace(',', "").parse().unwrap_or_else(|_| panic!("{text}"));
     number
         * match words.next() {
             Some("KiB") => 1 << 10,
@@ -102,14 +101,14 @@ fn constants_are_read_as_they_are_written() {
 /// The verbs that `halsup … --help` lists.
 #[expect(clippy::disallowed_types, reason = "runs the program as its user does")]
 fn verbs(of: &[&str]) -> Vec<String> {
-    let output = Command::new(env!("CARGO_BIN_EXE_halsup"))
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_halsup"))
         .args(of)
         .arg("--help")
-        .stdin(Stdio::null())
+        .stdin(std::process::Stdio::null())
         .output()
         .expect("run halsup --help");
     assert!(output.status.success(), "{of:?}: {output:?}");
-    let help = String::from_utf8(output.stdout).unwrap();
+    let help = String::from_utf8_lossy(&output.stdout);
     let (_, commands) = help.split_once("Commands:\n").unwrap_or_else(|| panic!("no commands: {help}"));
     commands
         .lines()
