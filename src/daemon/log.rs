@@ -21,7 +21,7 @@ use crate::protocol::escape;
 use crate::spec::LogFormat;
 
 /// What may stand before `=` in a filter: the targets that the daemon's events carry.
-pub(super) const CATEGORIES: [&str; 7] = ["pool", "worker", "heartbeat", "dispatch", "control", "spawn", "log"];
+pub(super) const CATEGORIES: [&str; 7] = crate::spec::LOG_CATEGORIES;
 /// What categories that a filter does not name are shown from.
 const LEVEL_DEFAULT: LevelFilter = LevelFilter::INFO;
 /// A longer line is cut, in bytes.
@@ -43,6 +43,7 @@ pub enum LogError {
 pub(super) struct LogHandle {
     filter: String,
     targets: reload::Handle<Targets, Registry>,
+    #[cfg(test)]
     lost: Arc<AtomicU64>,
 }
 
@@ -65,7 +66,12 @@ impl LogHandle {
         let (layer, targets) = reload::Layer::new(targets(filter).map_err(LogError::Filter)?);
         let lost = Arc::new(AtomicU64::new(0));
         let lines = Lines { format, sink: Mutex::new(sink), lost: Arc::clone(&lost) };
-        let handle = Self { filter: filter.to_owned(), targets, lost };
+        let handle = Self {
+            filter: filter.to_owned(),
+            targets,
+            #[cfg(test)]
+            lost,
+        };
         Ok((handle, tracing_subscriber::registry().with(layer).with(lines)))
     }
 
@@ -84,7 +90,8 @@ impl LogHandle {
         &self.filter
     }
 
-    /// How many lines were dropped because standard error took none.
+    /// How many lines were dropped because standard error took none; the next line that is read says so too.
+    #[cfg(test)]
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }

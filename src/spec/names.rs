@@ -48,6 +48,9 @@ impl PoolName {
     /// # Errors
     /// [`NameError`] says what was expected.
     pub fn parse(name: &str) -> Result<Self, NameError> {
+        if name == "all" {
+            return Err(NameError { shown: name.to_owned(), expected: "another name: `all` means every pool" });
+        }
         check(name).map(|()| Self(Arc::from(name)))
     }
 
@@ -134,7 +137,8 @@ mod tests {
         for good in ["a", "web", "web-1", "0", &"x".repeat(63)] {
             assert!(PoolName::parse(good).is_ok(), "{good}");
         }
-        for bad in ["", "-a", "Web", "a.b", "a/b", "..", "a\n", "a\u{1b}", "ä", "cgroup.procs", &"x".repeat(64)] {
+        for bad in ["", "-a", "Web", "a.b", "a/b", "..", "a\n", "a\u{1b}", "ä", "cgroup.procs", "all", &"x".repeat(64)]
+        {
             assert!(PoolName::parse(bad).is_err(), "{bad:?}");
         }
     }

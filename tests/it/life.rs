@@ -19,7 +19,6 @@ fn all_three(daemon: &Daemon) -> Option<Vec<Value>> {
 }
 
 #[test]
-#[ignore = "the daemon is not there yet"]
 fn a_pool_comes_up_and_a_stop_leaves_nothing() {
     needs!(Root, CgroupTree);
     let mut daemon = Daemon::start(THREE_SLEEPERS);
@@ -30,7 +29,6 @@ fn a_pool_comes_up_and_a_stop_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "the daemon is not there yet"]
 fn a_killed_worker_is_replaced() {
     needs!(Root, CgroupTree);
     let mut daemon = Daemon::start(THREE_SLEEPERS);

@@ -5,7 +5,11 @@
 
 mod fixture;
 mod leftovers;
+mod look;
 mod needs;
 
+mod heartbeats;
+mod isolation;
 mod life;
 mod program;
+mod supervision;

@@ -9,7 +9,6 @@ fn the_program_under_test_is_there_and_can_be_run() {
 }
 
 #[test]
-#[ignore = "the command line is not there yet"]
 fn an_unknown_verb_is_a_usage_error_in_one_sentence() {
     let output = fixture::halsup(&["no-such-verb"]);
     assert_eq!((output.status, output.stdout.as_str()), (2, ""), "{output:?}");

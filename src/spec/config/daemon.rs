@@ -283,11 +283,13 @@ fn finish_role(draft: &RoleDraft, place: &Place) -> Result<RoleGrant, Fault> {
 }
 
 /// Reads a log filter without building it: levels, alone or behind the name of a category.
+/// What the daemon's log is divided into, for filters such as `info,heartbeat=debug`.
+pub const LOG_CATEGORIES: [&str; 7] = ["pool", "worker", "heartbeat", "dispatch", "control", "spawn", "log"];
+
 fn log_filter(node: &Node<'_>) -> Result<String, Fault> {
     let text = node.text()?;
     let level = |word: &str| matches!(word, "off" | "error" | "warn" | "info" | "debug" | "trace");
-    let category =
-        |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b':');
+    let category = |word: &str| LOG_CATEGORIES.contains(&word);
     let directive = |word: &str| match word.split_once('=') {
         Some((name, value)) => category(name) && level(value),
         None => level(word),
@@ -295,7 +297,7 @@ fn log_filter(node: &Node<'_>) -> Result<String, Fault> {
     if text.split(',').all(directive) {
         Ok(text.to_owned())
     } else {
-        Err(node.fault("off, error, warn, info, debug or trace, or by category as in \"info,heartbeat=debug\""))
+        Err(node.fault("off, error, warn, info, debug or trace, or one of them for a category (pool, worker, heartbeat, dispatch, control, spawn, log) as in \"info,heartbeat=debug\""))
     }
 }
 

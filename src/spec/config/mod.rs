@@ -27,6 +27,7 @@ use toml::de::DeTable;
 
 pub use check::check_pools;
 pub use command::{PoolOverrides, pool_from_command};
+pub use daemon::LOG_CATEGORIES;
 pub use error::{CONFIG_ERRORS_MAX, ConfigError, ConfigErrors};
 pub use reference::reference;
 
