@@ -166,3 +166,20 @@ fn nonsense_limits_are_refused_before_anything_runs() {
         assert!(output.stderr.contains(words) && output.stderr.lines().count() == 1, "{limit}: {output:?}");
     }
 }
+
+/// The first process of a worker shares the daemon's memory until it executes, and the kernel's killer takes everybody who
+/// shares a victim's memory.
+#[test]
+fn a_limit_that_is_too_small_to_start_in_does_not_take_the_daemon_along() {
+    needs!(Root, CgroupTree, Cgroup2("memory"));
+    let mut daemon = Daemon::start(
+        "[pool.tiny]\nsize = 20\nmemory = '1M'\nswap = '0'\ncommand = ['sh', '-c', 'exec sleep infinity']\n[pool.tiny.restart]\ndelay = '1ms'\ndelay_max = '10ms'\nmax_restarts = 10\n\
+         [pool.calm]\ncommand = ['sleep', 'infinity']\n",
+    );
+    daemon.wait_until("every tiny worker has settled", |daemon| {
+        let tiny = crate::look::workers(daemon).into_iter().filter(|worker| worker["pool"] == "tiny");
+        Some(()).filter(|()| tiny.clone().all(|worker| worker["state"] == "healthy" || worker["state"] == "crashed"))
+    });
+    assert_eq!(worker(&daemon, "calm.0")["state"], "healthy");
+    assert_eq!(daemon.stop(), 0);
+}
