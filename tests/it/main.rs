@@ -7,5 +7,6 @@ mod fixture;
 mod leftovers;
 mod needs;
 
+mod control;
 mod life;
 mod program;
