@@ -8,8 +8,12 @@ mod leftovers;
 mod look;
 mod needs;
 
+<<<<<<< HEAD
 mod heartbeats;
 mod isolation;
+=======
+mod control;
+>>>>>>> dcontrol
 mod life;
 mod limits;
 mod program;
