@@ -8,12 +8,9 @@ mod leftovers;
 mod look;
 mod needs;
 
-<<<<<<< HEAD
+mod control;
 mod heartbeats;
 mod isolation;
-=======
-mod control;
->>>>>>> dcontrol
 mod life;
 mod limits;
 mod program;
