@@ -68,6 +68,9 @@ impl Start {
         if let Some(pid) = running(&socket)? {
             return report(context, &Started { was_running: true, pid, ready_ms: 0, log: None });
         }
+        if !rustix::process::geteuid().is_root() {
+            return Err(crate::daemon::Error::NotRoot.into());
+        }
         let place = Place::prepare(&config.daemon.state_dir)?;
         let (pid, outcome, code) = self.start(context, &place, stopwatch)?;
         let sentence = match outcome {

@@ -32,7 +32,7 @@ pub(super) enum Error {
     Incomplete { what: String, achieved: u32, wanted: u32, failures: Vec<Failure> },
     #[error("{reason}")]
     Usage { reason: String },
-    #[error("{} does not exist", path.display())]
+    #[error("configuration {} does not exist: name one with --config, or write it", path.display())]
     FileMissing { path: PathBuf },
     #[error("read {}", path.display())]
     ReadFile { path: PathBuf, source: std::io::Error },
@@ -198,7 +198,11 @@ mod tests {
                 "a.toml: line 1: x\na.toml: line 2: y",
                 ExitCode::Usage,
             ),
-            (Error::FileMissing { path: "/x".into() }, "/x does not exist", ExitCode::NotFound),
+            (
+                Error::FileMissing { path: "/x".into() },
+                "configuration /x does not exist: name one with --config, or write it",
+                ExitCode::NotFound,
+            ),
         ] {
             assert_eq!(error.sentence(), sentence);
             assert_eq!(error.exit_code(), code, "{sentence}");

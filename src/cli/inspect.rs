@@ -81,7 +81,9 @@ fn render_certificate(certificate: &DeathCertificate) -> String {
     let usec = |usec: Option<u64>| usec.map(human::usec);
     let bytes = |bytes: Option<u64>| bytes.map(human::bytes);
     let count = |count: Option<u64>| count.filter(|count| *count > 0).map(|count| count.to_string());
-    let status = certificate.status.map_or_else(String::new, |status| format!(" ({status})"));
+    // The status says more than the cause where the cause is, say, a heartbeat.
+    let status = certificate.status.filter(|status| *status != certificate.cause);
+    let status = status.map_or_else(String::new, |status| format!(" ({status})"));
     let mut text = pairs([
         ("died", Some(format!("{}: {}{status}", certificate.ended, certificate.cause))),
         ("  generation", Some(certificate.generation.to_string())),

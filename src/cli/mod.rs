@@ -38,6 +38,7 @@ mod up;
 
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use crate::exit_code::ExitCode;
@@ -120,7 +121,7 @@ impl Verb {
 pub fn main() -> std::process::ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return usage(&error).into(),
+        Err(error) => return usage(error).into(),
     };
     let Arguments { json, instance, socket, config, verb } = arguments;
     let context = Context::new(output::Output::new(json), instance, socket, config);
@@ -135,18 +136,29 @@ pub fn main() -> std::process::ExitCode {
 }
 
 /// Prints what clap has to say: help and version are what was asked for, all else is a wrong command line.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(mut error: clap::Error) -> ExitCode {
     let is_help = !error.use_stderr();
-    if is_help || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if is_help || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return match error.print() {
             Ok(()) if is_help => ExitCode::Done,
             Ok(()) => ExitCode::Usage,
             Err(cause) => Error::output(cause).exit_code(),
         };
     }
+    suggest_dashes(&mut error);
     let text = error.render().to_string();
     output::complain_text(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
     ExitCode::Usage
+}
+
+/// Whoever writes `halsup up python3 -m http.server` is told that the whole command goes after `--`, not its option alone.
+fn suggest_dashes(error: &mut clap::Error) {
+    let in_up = matches!(error.get(ContextKind::Usage), Some(ContextValue::StyledStr(usage))
+        if usage.to_string().contains("halsup up "));
+    if in_up && error.kind() == ErrorKind::UnknownArgument && error.get(ContextKind::Suggested).is_some() {
+        let tip = "a program goes after `--`, as in: halsup up -- python3 -m http.server";
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
 }
 
 fn instance_name(text: &str) -> Result<InstanceName, String> {

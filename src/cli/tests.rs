@@ -17,6 +17,18 @@ fn the_arguments_hold_together() {
 }
 
 #[test]
+fn a_program_without_dashes_is_told_where_they_go() {
+    let tip = |line: &str| {
+        let mut error = parse(line).unwrap_err();
+        suggest_dashes(&mut error);
+        error.to_string()
+    };
+    assert!(tip("up python3 -m http.server").contains("halsup up -- python3"));
+    assert!(tip("up --sise 3").contains("'--size'"), "what resembles an option is shown as before");
+    assert!(!tip("scale web -1").contains("halsup up"));
+}
+
+#[test]
 fn every_verb_is_understood() {
     for line in [
         "daemon run",

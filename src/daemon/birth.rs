@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::environment::{self, WORK_DIR};
-use super::live::{Evidence, Live, Phase, Watched};
+use super::live::{Evidence, Live, Watched};
 use super::pool::Pool;
 use super::sources::{Source, Sources};
 use super::state::{Chore, Daemon};

@@ -87,6 +87,7 @@ impl Daemon {
                 Timer::ProbeTimeout(place, number) => self.on_probe_timeout(place, number),
                 Timer::ClientTimeout(place, number) => self.on_client_timeout(place, number),
                 Timer::ResumeAccept => self.resume_accept(),
+                Timer::LookForFiles => self.look_for_files(),
                 Timer::Watchdog => self.feed_watchdog(),
             }
         }

@@ -43,6 +43,7 @@ pub enum LogError {
 pub(super) struct LogHandle {
     filter: String,
     targets: reload::Handle<Targets, Registry>,
+    #[cfg(test)]
     lost: Arc<AtomicU64>,
 }
 
@@ -65,7 +66,12 @@ impl LogHandle {
         let (layer, targets) = reload::Layer::new(targets(filter).map_err(LogError::Filter)?);
         let lost = Arc::new(AtomicU64::new(0));
         let lines = Lines { format, sink: Mutex::new(sink), lost: Arc::clone(&lost) };
-        let handle = Self { filter: filter.to_owned(), targets, lost };
+        let handle = Self {
+            filter: filter.to_owned(),
+            targets,
+            #[cfg(test)]
+            lost,
+        };
         Ok((handle, tracing_subscriber::registry().with(layer).with(lines)))
     }
 
@@ -84,7 +90,8 @@ impl LogHandle {
         &self.filter
     }
 
-    /// How many lines were dropped because standard error took none.
+    /// How many lines were dropped because standard error took none; the next line that is read says so too.
+    #[cfg(test)]
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }

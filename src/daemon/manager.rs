@@ -56,11 +56,6 @@ impl Manager {
         self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
-    /// One line for people.
-    pub(super) fn status(&self, status: &str) {
-        self.send(&format!("STATUS={}", one_line(status)));
-    }
-
     /// The end has begun.
     pub(super) fn stopping(&self) {
         self.send("STOPPING=1");
@@ -123,8 +118,6 @@ mod tests {
         let manager = Manager::from_environment(&environment(&[("NOTIFY_SOCKET", path.to_str().unwrap())]));
         manager.ready("5 workers\nSTOPPING=1");
         assert_eq!(heard(&socket), "READY=1\nSTATUS=5 workers STOPPING=1");
-        manager.status("busy");
-        assert_eq!(heard(&socket), "STATUS=busy");
         manager.reloading(42);
         assert_eq!(heard(&socket), "RELOADING=1\nMONOTONIC_USEC=42");
         manager.watchdog();

@@ -15,9 +15,11 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
+use super::clock;
 use super::live::Watched;
 use super::sources::{Source, Sources};
 use super::state::Daemon;
+use super::timers::Timer;
 use crate::engine::Input;
 use crate::spec::{Generation, WorkerId};
 
@@ -28,6 +30,8 @@ const LOOKS_A_TURN: usize = 64;
 /// Directories on the way to a file; each is a watch.
 const DEPTH_MAX: usize = 32;
 const BUFFER_BYTES: usize = 8_192;
+/// How long to wait for a watch that could not be had.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// Watches on work directories.
 #[derive(Debug, Default)]
@@ -165,8 +169,8 @@ impl Daemon {
         }
     }
 
-    /// Looks at every worker that waits once more, in case a watch could not be had.
-    pub(super) fn sweep_ready_files(&mut self) {
+    /// Looks at every worker that waits once more, because a watch could not be had.
+    pub(super) fn look_for_files(&mut self) {
         self.ready_files.changed.extend(self.ready_files.waits.keys());
         self.on_files();
     }
@@ -188,6 +192,8 @@ impl Daemon {
             Err(error) => {
                 let worker_name = self.worker_name(worker);
                 tracing::warn!(target: "worker", worker = worker_name, %error, "watch for the file that makes it ready");
+                // The kernel has no watch to give now; until it has, this looks by itself.
+                self.timers.set(clock::after(self.now, LOOK_AGAIN), Timer::LookForFiles);
             }
         }
     }

@@ -21,6 +21,13 @@ impl Daemon {
     /// # Errors
     /// One sentence; then nothing was changed.
     pub(super) fn reload(&mut self) -> Result<ReloadReply, String> {
+        self.manager.reloading(self.now.0 / 1000);
+        let outcome = self.reload_from_file();
+        self.manager.ready(&format!("halsup {} runs {} pools", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        outcome
+    }
+
+    fn reload_from_file(&mut self) -> Result<ReloadReply, String> {
         let path =
             self.config_path.clone().ok_or("there is no configuration file: pools came from the command line")?;
         let text = read_bounded(&path).map_err(|error| format!("read {}: {error}", path.display()))?;

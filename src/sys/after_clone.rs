@@ -142,7 +142,12 @@ fn mounts(plan: &Plan, progress: &Progress, trees: &Trees) -> Result<(), Errno> 
 /// Takes from uid 0 what procfs gives it by ownership alone.
 fn mask_proc() -> Result<(), Errno> {
     for path in [c"/proc/sys", c"/proc/sysrq-trigger", c"/proc/irq", c"/proc/bus", c"/proc/fs"] {
-        raw::mount(path, path, c"", MS_BIND, c"")?;
+        match raw::mount(path, path, c"", MS_BIND, c"") {
+            Ok(_) => {}
+            // ENOENT: this kernel does not have the file, so there is nothing to guard.
+            Err(Errno(2)) => continue,
+            Err(errno) => return Err(errno),
+        }
         raw::mount(c"", path, c"", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, c"")?;
     }
     for path in

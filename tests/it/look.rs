@@ -39,10 +39,8 @@ pub(crate) fn pid(worker: &Value) -> i32 {
 #[track_caller]
 pub(crate) fn certificates(daemon: &Daemon, name: &str) -> Vec<Value> {
     let inspected = daemon.cli(&["inspect", name, "--json"]).json();
-    inspected["workers"][0]["certificates"]
-        .as_array()
-        .cloned()
-        .unwrap_or_else(|| panic!("no certificates in {inspected}"))
+    let latest_first = inspected["workers"][0]["certificates"].as_array().cloned();
+    latest_first.unwrap_or_else(|| panic!("no certificates in {inspected}")).into_iter().rev().collect()
 }
 
 /// Waits until a worker has `count` certificates and gives the latest.

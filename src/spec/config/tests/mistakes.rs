@@ -288,7 +288,7 @@ const OF_A_FILE: &[(&str, &str)] = &[
     ),
     (
         "[daemon]\nlog_level = \"loud\"",
-        "line 2: daemon.log_level: found the string \"loud\"; expected off, error, warn, info, debug or trace, or by category as in \"info,heartbeat=debug\"",
+        "line 2: daemon.log_level: found the string \"loud\"; expected off, error, warn, info, debug or trace, or one of them for a category (pool, worker, heartbeat, dispatch, control, spawn, log) as in \"info,heartbeat=debug\"",
     ),
     (
         "[daemon]\nroles = [{ role = \"admin\" }]",
