@@ -39,7 +39,31 @@ pub struct Floor {
     stack: Vec<u128>,
     second_stack: Vec<u128>,
     failed: AtomicI32,
+    /// When the child had done each of [`LAPS`].
+    laps: [u64; LAPS.len()],
+    /// Nanoseconds that each took in the last spawn.
+    pub taken: [u64; LAPS.len()],
 }
+
+/// The steps of [`Work::Same`], as `--steps` names them.
+pub const LAPS: [&str; 16] = [
+    "cgroup",
+    "clone, until the child runs",
+    "clone the work directory's mount",
+    "join the template, copy it",
+    "/proc",
+    "mount the work directory",
+    "/tmp",
+    "/dev/shm",
+    "/dev/pts",
+    "host name, keyring, bounding set",
+    "ids, capabilities, no_new_privs",
+    "clone the program's process",
+    "system call filter",
+    "exec → first instruction",
+    "first instruction → end",
+    "remove the cgroup",
+];
 
 const STACK_WORDS: usize = 4096;
 const UID: u32 = 1_879_048_000;
@@ -72,6 +96,8 @@ impl Floor {
             stack: vec![0; STACK_WORDS],
             second_stack: vec![0; STACK_WORDS],
             failed: AtomicI32::new(0),
+            laps: [0; LAPS.len()],
+            taken: [0; LAPS.len()],
         })
     }
 
@@ -85,6 +111,7 @@ impl Floor {
             std::fs::create_dir(&self.cgroup)?;
             cgroup = Some(open(&self.cgroup, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
         }
+        self.laps[0] = now();
         let mut pidfd: RawFd = -1;
         let top = self.stack.as_mut_ptr() as u64;
         let cgroup_fd = cgroup.as_ref().map_or(0, |fd| u64::from(fd.as_raw_fd().cast_unsigned()));
@@ -95,8 +122,15 @@ impl Floor {
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         let stamp = place.stamp();
         waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)), WaitIdOptions::EXITED)?;
+        self.laps[14] = now();
         if self.work != Work::Plain {
             remove_cgroup(&self.cgroup)?;
+        }
+        self.laps[15] = now();
+        self.laps[13] = *stamp.as_ref().unwrap_or(&0);
+        let starts = std::iter::once(&began).chain(&self.laps);
+        for ((taken, end), start) in self.taken.iter_mut().zip(&self.laps).zip(starts) {
+            *taken = end.saturating_sub(*start);
         }
         match self.failed.load(Ordering::Acquire) {
             0 => Ok(stamp? - began),
@@ -145,16 +179,27 @@ unsafe fn clone3(args: &[u64; 11], entry: unsafe extern "C" fn(*mut Floor) -> !,
 unsafe extern "C" fn child(floor: *mut Floor) -> ! {
     // SAFETY: `spawn` keeps the floor until this process is gone, and meanwhile only reads `failed`.
     let floor = unsafe { &mut *floor };
+    lap(floor, 1);
     let done = match floor.work {
         Work::Plain => Ok(()),
         Work::Isolated => isolate(floor),
-        Work::Same => isolate(floor).and_then(|()| furnish()),
+        Work::Same => isolate(floor).and_then(|()| furnish(floor)),
     };
     if let Err(raw::Errno(errno)) = done {
         floor.failed.store(errno, Ordering::Release);
         raw::exit(1);
     }
     if floor.work == Work::Same { as_pid_1(floor) } else { exec(floor) }
+}
+
+fn lap(floor: &mut Floor, number: usize) {
+    const MONOTONIC: usize = 1;
+    let mut time = [0_u64; 2];
+    // SAFETY: the kernel writes one timespec.
+    unsafe { raw::syscall(raw::nr::CLOCK_GETTIME, MONOTONIC, time.as_mut_ptr() as usize, 0, 0, 0, 0) };
+    if let Some(lap) = floor.laps.get_mut(number) {
+        *lap = time[0].wrapping_mul(1_000_000_000).wrapping_add(time[1]);
+    }
 }
 
 fn exec(floor: &Floor) -> ! {
@@ -169,35 +214,44 @@ fn exec(floor: &Floor) -> ! {
     raw::exit(1)
 }
 
-fn isolate(floor: &Floor) -> raw::Result<()> {
+fn isolate(floor: &mut Floor) -> raw::Result<()> {
     let number = |flags: u64| usize::try_from(flags).unwrap_or(0);
     let tree =
         if floor.work == Work::Same { raw::open_tree(floor.work_dir.as_raw_fd(), c"", 0x1 | 0x1000)? } else { -1 };
+    lap(floor, 2);
     raw::setns(raw::fd_arg(floor.template), number(CLONE_NEWNS))?;
     raw::unshare(number(CLONE_NEWNS | CLONE_NEWCGROUP))?;
+    lap(floor, 3);
     raw::mount(c"proc", c"/proc", c"proc", 14, c"")?;
+    lap(floor, 4);
     if tree >= 0 {
         raw::move_mount(tree, -100, c"/run/worker/work")?;
     }
+    lap(floor, 5);
     Ok(())
 }
 
-fn furnish() -> raw::Result<()> {
+fn furnish(floor: &mut Floor) -> raw::Result<()> {
     let size: &CStr = c"mode=1777,size=64m,nr_inodes=65536";
     raw::mount(c"tmpfs", c"/tmp", c"tmpfs", 6, size)?;
+    lap(floor, 6);
     raw::mount(c"tmpfs", c"/dev/shm", c"tmpfs", 14, size)?;
+    lap(floor, 7);
     raw::mount(c"devpts", c"/dev/pts", c"devpts", 10, c"newinstance,ptmxmode=0666,mode=0620,max=64")?;
+    lap(floor, 8);
     raw::sethostname(c"bench")?;
     raw::keyctl(1, 0)?;
     for capability in 0..41 {
         raw::prctl(24, capability, 0, 0, 0)?;
     }
+    lap(floor, 9);
     raw::setsid()?;
     raw::setgroups(&[UID])?;
     raw::setresgid(UID as usize, UID as usize, UID as usize)?;
     raw::setresuid(UID as usize, UID as usize, UID as usize)?;
     raw::drop_capabilities()?;
     raw::prctl(38, 1, 0, 0, 0)?;
+    lap(floor, 10);
     Ok(())
 }
 
@@ -221,10 +275,12 @@ unsafe extern "C" fn filtered(floor: *mut Floor) -> ! {
         filter: *const u64,
     }
     // SAFETY: the PID 1 stands still in vfork.
-    let floor = unsafe { &*floor };
+    let floor = unsafe { &mut *floor };
+    lap(floor, 11);
     let length = u16::try_from(floor.filter.len()).unwrap_or(0);
     let program = Program { length, filter: floor.filter.as_ptr() };
     // SAFETY: the kernel reads a `struct sock_fprog` and its instructions.
     unsafe { raw::syscall(raw::nr::SECCOMP, 1, 0, (&raw const program) as usize, 0, 0, 0) };
+    lap(floor, 12);
     exec(floor)
 }

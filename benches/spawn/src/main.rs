@@ -1,7 +1,7 @@
 //! Measures halsup's spawning beside the kernel's floor and its peers, in one interleaved run; and, as `workers`, a daemon
 //! with a thousand workers. Prints every row with its target of DESIGN.md section 9.
 //!
-//! `cargo run --release --manifest-path benches/spawn/Cargo.toml -- [--runs N] [--quick] [--steps] [workers [--count N]]`
+//! `cargo run --release --manifest-path benches/spawn/Cargo.toml -- [--runs N] [--quick] [--steps] [--descriptors N] [workers [--count N]]`
 
 mod daemon;
 mod floor;
@@ -23,6 +23,8 @@ pub struct Options {
     pub runs: u32,
     /// Whether to show what each step of the library's spawn takes.
     pub steps: bool,
+    /// Further descriptors that the bench holds open, as a daemon with many workers does.
+    pub descriptors: u32,
     /// Workers of `workers`.
     pub count: u32,
     /// Whether `workers` is asked for.
@@ -30,7 +32,7 @@ pub struct Options {
 }
 
 fn options() -> std::result::Result<Options, String> {
-    let mut options = Options { runs: 300, steps: false, count: 1000, workers: false };
+    let mut options = Options { runs: 300, steps: false, descriptors: 0, count: 1000, workers: false };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = |what: &str| {
@@ -43,10 +45,15 @@ fn options() -> std::result::Result<Options, String> {
         match argument.as_str() {
             "--runs" => options.runs = number("--runs")?,
             "--count" => options.count = number("--count")?,
+            "--descriptors" => options.descriptors = number("--descriptors")?,
             "--quick" => options.runs = 50,
             "--steps" => options.steps = true,
             "workers" => options.workers = true,
-            other => return Err(format!("{other:?} is not an option: --runs N, --quick, --steps, workers, --count N")),
+            other => {
+                return Err(format!(
+                    "{other:?} is not an option: --runs N, --quick, --steps, --descriptors N, workers, --count N"
+                ));
+            }
         }
     }
     Ok(options)

@@ -3,6 +3,7 @@
 //! Paced rows are interleaved: each round takes one sample of every row, so that whatever else the machine does meets all.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -10,9 +11,11 @@ use halsup::host::mounts::{TemplateSpec, build_template};
 use halsup::host::seccomp::Filter;
 use halsup::protocol::control::{Request, ScaleRequest, Target, TargetRequest};
 use halsup::spec::PoolName;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::daemon::Daemon;
-use crate::floor::{Floor, Work};
+use crate::floor::{Floor, LAPS, Work};
 use crate::library::{Library, STEPS};
 use crate::peers::{Peer, View};
 use crate::place::{INSIDE, Place, now, wait_until};
@@ -38,6 +41,7 @@ struct Bench {
 #[derive(Default)]
 struct Paced {
     floors: [Samples; 3],
+    laps: [Samples; LAPS.len()],
     library: Samples,
     blocked: Samples,
     steps: [Samples; STEPS.len()],
@@ -48,6 +52,7 @@ struct Paced {
 
 pub fn run(options: &Options) -> Result<()> {
     let mut bench = Bench::prepare()?;
+    let _held = hold(options.descriptors)?;
     let done = bench.measure(options);
     // Whatever happened, nothing is left; but what went wrong first is what is told.
     let ended = bench.end();
@@ -119,6 +124,9 @@ impl Bench {
             pace();
             samples.add(floor.spawn(&self.place)?);
         }
+        for (samples, taken) in paced.laps.iter_mut().zip(self.floors[2].1.taken) {
+            samples.add(taken);
+        }
         pace();
         let worker = self.library.spawn()?;
         paced.library.add(self.place.stamp()? - worker.asked);
@@ -160,6 +168,11 @@ impl Bench {
         head(&format!("paced, one every 20 ms, {} of each", options.runs));
         for ((name, _), samples) in self.floors.iter().zip(&paced.floors) {
             row(name, samples, &[]);
+        }
+        if options.steps {
+            for (name, samples) in LAPS.iter().zip(&paced.laps) {
+                row(&format!("    of that: {name}"), samples, &[]);
+            }
         }
         let same = paced.floors[2].median();
         row(
@@ -265,6 +278,14 @@ impl Bench {
         }
         self.library.end()
     }
+}
+
+/// Opens so many descriptors.
+fn hold(count: u32) -> Result<Vec<OwnedFd>> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    let null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    Ok((0..count).map(|_| null()).collect::<std::result::Result<_, _>>()?)
 }
 
 fn target() -> Result<TargetRequest> {
