@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::mount::{ATTR_IDMAP, ATTR_NODEV, ATTR_NOSUID, MountAttr};
 use super::plan::{Given, NOTIFY_TARGET, Plan, Progress, Stage, WORK_TARGET};
-use super::raw::flag::{CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER};
+use super::raw::flag::{CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWUTS};
 use super::raw::{self, Errno};
 
 /// # Safety
@@ -58,7 +58,8 @@ fn steps(plan: &Plan, progress: &Progress) -> Result<Never, Errno> {
     at(progress, Stage::JoinTemplate);
     raw::setns(raw::fd_arg(plan.template.as_raw_fd()), CLONE_NEWNS)?;
     at(progress, Stage::Unshare);
-    raw::unshare(CLONE_NEWNS | CLONE_NEWCGROUP)?;
+    // All that the clone need not do: it would cost the daemon's loop, here it costs the child.
+    raw::unshare(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWUTS)?;
     at(progress, Stage::JoinNetwork);
     if let Some(net) = &plan.net {
         raw::setns(raw::fd_arg(net.as_raw_fd()), CLONE_NEWNET)?;
