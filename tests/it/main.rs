@@ -11,5 +11,6 @@ mod needs;
 mod heartbeats;
 mod isolation;
 mod life;
+mod limits;
 mod program;
 mod supervision;

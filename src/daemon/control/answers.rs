@@ -27,15 +27,15 @@ fn sentence(reasons: impl Iterator<Item = String>) -> Option<String> {
 }
 
 impl Pool {
-    /// Why limits of this pool's workers are not held; `None` if all are.
-    fn unenforced(&self) -> Option<String> {
+    /// Why limits of this pool's workers cannot be held, a reason for each.
+    fn missed(&self) -> impl Iterator<Item = String> {
         let controllers = self.prepared.cgroup.controllers();
-        sentence(wanted_limits(&self.spec.limits).into_iter().filter_map(|wanted| {
+        wanted_limits(&self.spec.limits).into_iter().filter_map(|wanted| {
             match controllers.availability(wanted.limit.controller()) {
                 Availability::Enabled => None,
                 Availability::Missing(reason) => Some(reason.to_string()),
             }
-        }))
+        })
     }
 }
 
@@ -47,8 +47,8 @@ impl Daemon {
         for view in self.views(EngineTarget::All) {
             counts.add(worker_state(view.state));
         }
-        let of_pools = self.pools.values().filter_map(Pool::unenforced);
-        let of_workers = self.live.values().filter_map(unenforced);
+        let of_pools = self.pools.values().flat_map(Pool::missed);
+        let of_workers = self.live.values().flat_map(missed);
         let limits_reason = sentence(of_pools.chain(of_workers));
         StatusReply {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -112,8 +112,8 @@ impl Daemon {
             base.checked_add(u16::try_from(worker.slot).ok()?)
         };
         let limits_reason = match live {
-            Some(live) => unenforced(live),
-            None => pool.and_then(Pool::unenforced),
+            Some(live) => sentence(missed(live)),
+            None => pool.and_then(|pool| sentence(pool.missed())),
         };
         let is_ready = matches!(view.state, State::Healthy | State::Unhealthy);
         WorkerInfo {
@@ -157,9 +157,9 @@ impl Daemon {
     }
 }
 
-/// Why limits of a worker are not held; `None` if all are.
-fn unenforced(live: &Live) -> Option<String> {
-    sentence(live.enforcement.missing.iter().map(|missed| format!("{}: {}", missed.limit, missed.reason)))
+/// Why limits of a worker are not held, a reason for each.
+fn missed(live: &Live) -> impl Iterator<Item = String> {
+    live.enforcement.missing.iter().map(|missed| missed.reason.to_string())
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub(super) enum Outcome {
     Reply(Reply),
     /// Its client waits.
     Wait(Task),
+    /// A first piece; its client waits for more.
+    Begin(Reply, Task),
 }
 
 impl From<Error> for Outcome {
@@ -71,7 +73,7 @@ impl Daemon {
         let asked = Asked { place, number: client.number, by: client.peer, more: call.more, oneway: call.oneway };
         let outcome = match Request::decode(call) {
             Ok(request) if !roles::allows(asked.by, self.control.own_uid, &request, &self.spec.roles) => {
-                tracing::warn!(target: "control", by = %asked.by, method = request.method().1, "permission denied");
+                self.control.complain(asked.by, &format!("permission denied: {}", request.method().1), self.now);
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
             Ok(request) => self.carry_out(asked, request),
@@ -83,6 +85,10 @@ impl Daemon {
         match outcome {
             Outcome::Reply(reply) => client.say(&reply, self.now),
             Outcome::Wait(task) => client.task = task,
+            Outcome::Begin(reply, task) => {
+                client.say(&reply, self.now);
+                client.task = task;
+            }
         }
     }
 
@@ -129,10 +135,12 @@ impl Daemon {
     fn told_events(&self, request: &EventsRequest) -> Outcome {
         let last = usize::try_from(request.last()).unwrap_or(usize::MAX);
         let mut cursor = self.events.before_last(last);
+        let reply = self.events.read(&mut cursor, last);
         if request.follow == Some(true) {
-            return Outcome::Wait(Task::Events(cursor));
+            // Said even if it is empty: from now on nothing is missed.
+            return Outcome::Begin(Reply::piece(&reply), Task::Events(cursor));
         }
-        Outcome::Reply(Reply::last(&self.events.read(&mut cursor, last)))
+        Outcome::Reply(Reply::last(&reply))
     }
 
     fn ordered_reload(&mut self, asked: Asked) -> Outcome {

@@ -43,6 +43,7 @@ use super::log::best_effort;
 use super::sources::{Source, Sources};
 use super::state::Daemon;
 use super::timers::Timer;
+use crate::engine::Time;
 use crate::protocol::control::Error as Refusal;
 use crate::spec::DaemonSpec;
 
@@ -64,6 +65,9 @@ const CLIENTS_RESERVED: usize = 16;
 const CLIENTS_OF_USER_MAX: usize = 64;
 /// How long nothing is accepted after descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often refusals are logged at the most.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The control socket could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +105,9 @@ pub(super) struct Control {
     next_number: u64,
     orders: Orders,
     lines: FollowedLines,
+    /// When something refused was last logged, and how often it was not since.
+    complained: Option<Time>,
+    unsaid: u64,
 }
 
 impl Control {
@@ -141,6 +148,8 @@ impl Control {
             next_number: 0,
             orders: Orders::default(),
             lines: FollowedLines::default(),
+            complained: None,
+            unsaid: 0,
         })
     }
 
@@ -158,6 +167,17 @@ impl Control {
         }
         let own = self.clients.values().filter(|client| client.peer.uid == uid).count();
         (own >= CLIENTS_OF_USER_MAX).then_some("too many clients of this user are connected")
+    }
+
+    /// Logs what was refused to whom, at most once a second: nobody can fill a log by asking.
+    fn complain(&mut self, by: Principal, what: &str, now: Time) {
+        if self.complained.is_some_and(|last| clock::since(last, now) < COMPLAINT_PAUSE) {
+            self.unsaid = self.unsaid.saturating_add(1);
+            return;
+        }
+        self.complained = Some(now);
+        let unsaid = std::mem::take(&mut self.unsaid);
+        tracing::warn!(target: "control", %by, unsaid, "{what}");
     }
 
     fn free_place(&self) -> u32 {
@@ -210,7 +230,7 @@ impl Daemon {
             }
         };
         if let Some(reason) = self.control.refuses(peer.uid) {
-            tracing::warn!(target: "control", %peer, reason, "control connection refused");
+            self.control.complain(peer, reason, self.now);
             let reply = Refusal::Refused { reason: reason.into() }.to_reply().encode();
             let sent = send(&socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             return best_effort(sent, "who is refused may be gone already");
