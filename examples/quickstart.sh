@@ -53,8 +53,10 @@ esac
 halsup=$target/release/halsup
 
 "$halsup" --config "$config" daemon start
-# The daemon runs; this waits for the workers.
-"$halsup" --config "$config" start all
+# The daemon runs; this waits for the workers, and says why some do not start.
+outcome=0
+"$halsup" --config "$config" start all || outcome=$?
 "$halsup" --config "$config" status
 "$halsup" --config "$config" ps
 say "end it with: $halsup --config $config daemon stop"
+exit "$outcome"
