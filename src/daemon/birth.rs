@@ -233,6 +233,7 @@ impl Daemon {
             (Ok(()), Ok(token)) => {
                 live.process = Some(Watched { fd: pidfd, token });
                 self.live.insert(worker, live);
+                self.watch_limits(worker);
                 Ok(())
             }
             (watched, exit) => {

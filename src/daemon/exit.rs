@@ -53,6 +53,7 @@ impl Daemon {
         }
         release(&mut self.shared.stacks, live.birth.take(), Gone::Waited);
         let generation = live.generation;
+        self.look_at_limits(worker);
         let (evidence, ended) = self.evidence_of(worker);
         self.evidence.insert((worker, generation), evidence);
         self.end_probes(worker);

@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::birth::{IDS, RANGES};
 use super::control::Control;
 use super::events::EventLog;
+use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
 use super::probe::Probes;
@@ -322,6 +323,7 @@ fn assemble(
         timers: Timers::default(),
         probes: Probes::default(),
         ready_files: ReadyFiles::default(),
+        limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
         chores: VecDeque::new(),
         events: EventLog::default(),

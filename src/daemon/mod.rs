@@ -13,6 +13,7 @@ mod event_loop;
 mod events;
 mod exit;
 mod launch;
+mod limit_watch;
 mod live;
 mod log;
 mod log_sink;

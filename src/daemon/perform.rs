@@ -129,6 +129,7 @@ impl Daemon {
 
     fn forget(&mut self, worker: WorkerId) {
         self.logs.remove(&worker);
+        self.forget_limits(worker);
         self.asked_by.remove(&worker);
         self.last_exit.remove(&worker);
         if self.leaving.contains(&worker.pool) && self.engine.workers().all(|view| view.worker.pool != worker.pool) {

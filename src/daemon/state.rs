@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use super::RunOptions;
 use super::control::Control;
 use super::events::EventLog;
+use super::limit_watch::LimitWatch;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
 use super::manager::Manager;
@@ -93,6 +94,7 @@ pub(super) struct Daemon {
     pub(super) timers: Timers,
     pub(super) probes: Probes,
     pub(super) ready_files: ReadyFiles,
+    pub(super) limit_watch: LimitWatch,
     /// Facts for the engine, handed over once a turn.
     pub(super) inputs: Vec<Input>,
     pub(super) chores: VecDeque<Chore>,

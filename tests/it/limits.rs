@@ -12,6 +12,14 @@ fn stats(daemon: &Daemon, name: &str) -> Value {
     workers.into_iter().find(|worker| worker["name"] == name).unwrap_or_else(|| panic!("no {name} in {reply}"))
 }
 
+/// What the events say of limits so far.
+fn told_of_limits(daemon: &Daemon) -> Vec<String> {
+    let events = daemon.cli(&["events", "-n", "1000", "--json"]);
+    let events = events.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("an event"));
+    let limits = events.filter(|event| event["kind"] == "limit");
+    limits.map(|event| event["text"].as_str().expect("a sentence").to_owned()).collect()
+}
+
 const HOG: &str = "
 import time
 print('begin', flush=True)
@@ -29,6 +37,11 @@ fn memory_beyond_its_limit_ends_that_worker_alone_and_says_oom() {
     ));
     let certificate = wait_certificate(&mut daemon, "hog.0", 1);
     assert_eq!(certificate["cause"], "oom", "{certificate}");
+    let told = daemon.wait_event(|event| event["kind"] == "limit");
+    assert!(
+        told["text"].as_str().is_some_and(|text| text.starts_with("hog.0: memory limit reached (67108864 bytes)")),
+        "{told}"
+    );
     assert!(certificate["oom_kills"].as_u64() >= Some(1), "{certificate}");
     let peak = certificate["memory_peak_bytes"].as_u64().expect("a peak");
     assert!((32 << 20..=65 << 20).contains(&peak), "{peak}");
@@ -70,6 +83,8 @@ while True:
     ));
     let lines = wait_line(&mut daemon, "bomb.0", |line| line.starts_with("refused"));
     assert_eq!(lines.last().map(String::as_str), Some("refused after 18 11"), "init and program are two of the twenty");
+    let text = told_of_limits(&daemon).remove(0);
+    assert!(text.starts_with("bomb.0: pids limit reached (20), ") && text.contains("`pids`"), "{text}");
     wait_healthy(&mut daemon, 2);
     let counted = stats(&daemon, "bomb.0");
     assert!(counted["pids_limit_hits"].as_u64() >= Some(1), "{counted}");

@@ -8,6 +8,7 @@ mod leftovers;
 mod look;
 mod needs;
 
+mod control;
 mod heartbeats;
 mod isolation;
 mod life;

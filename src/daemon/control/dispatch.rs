@@ -61,6 +61,8 @@ impl Daemon {
             };
             client.finish_stream();
             self.take_call(place, client, &frame);
+            // Most answers fit the socket, and then the next call need not wait for the next turn.
+            client.write();
         }
         client.note_calls(drained);
     }
