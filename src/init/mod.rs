@@ -19,12 +19,13 @@ const SIGNALS_A_PASS: u32 = 32;
 #[must_use]
 pub fn run() -> i32 {
     const PR_SET_DUMPABLE: usize = 4;
+    // While its own /proc files still belong to it, which ends with the next call.
+    pid1::be_killable();
     // Before there is anybody inside: from now on the program cannot trace or read its init, whose uid it shares.
     if raw::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0).is_err() {
         return 127;
     }
     pid1::reset_signals();
-    pid1::be_killable();
     let started = Image::map()
         .map_err(|errno| NotStarted { step: step::IMAGE, errno })
         .and_then(|image| Ok((pid1::start_program(&image)?, image.header().death_msec)));
