@@ -98,16 +98,18 @@ impl Daemon {
         let memory = live.cgroup.memory_events().ok().flatten();
         let oom_kills = memory.map(|events| events.oom_kill);
         let ended = ended(live, oom_kills);
-        let peak = live.cgroup.stats().ok().and_then(|stats| stats.memory_peak_bytes);
+        let stats = live.cgroup.stats().ok();
+        let peak = stats.and_then(|stats| stats.memory_peak_bytes);
         let mut last_output = String::new();
         if let Some(log) = self.logs.get_mut(&worker) {
             log.flush(clock::wall());
             last_output = String::from_utf8_lossy(&log.tail()).into_owned();
         }
-        let usage = live
-            .main_exit
-            .map(|report| (report.c, report.d, report.e))
-            .or_else(|| live.waited.map(|waited| (waited.user_usec, waited.system_usec, waited.max_rss_kib)));
+        // What the init could not report, because it was killed first, the cgroup has counted; the init's own usage says
+        // nothing of its program's.
+        let report = live.main_exit;
+        let counted = stats.map(|stats| (stats.cpu.user_us, stats.cpu.system_us));
+        let usage = report.map(|report| (report.c, report.d)).or(counted);
         let evidence = Evidence {
             status: (live.phase == Phase::Ended && live.start_failure.is_none()).then(|| cause_of(ended)),
             start_failure: live.start_failure.clone(),
@@ -115,7 +117,7 @@ impl Daemon {
             pid: live.main_pid,
             user_usec: usage.map(|usage| usage.0),
             system_usec: usage.map(|usage| usage.1),
-            max_rss_bytes: usage.map(|usage| usage.2.saturating_mul(1024)),
+            max_rss_bytes: report.map(|report| report.e.saturating_mul(1024)),
             memory_peak_bytes: peak,
             oom_kills,
             leftover: live.leftover,

@@ -125,7 +125,9 @@ impl Daemon {
                 }
                 Err(reason) => Error::Refused { reason }.to_reply(),
             },
-            Request::Doctor(_) => Reply::last(&DoctorReply { checks: super::super::doctor() }),
+            Request::Doctor(_) => {
+                Reply::last(&DoctorReply { checks: super::super::doctor::checks(&self.spec.instance) })
+            }
             Request::GetConfig(_) => Reply::last(&ConfigReply {
                 path: self.config_path.as_ref().map(|path| path.display().to_string()),
                 text: self.config_text.clone(),
