@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
-use crate::fixture::{Daemon, halsup};
+use crate::fixture::Daemon;
 use crate::look::{certificates, wait_certificate, wait_healthy, wait_line, worker};
 use crate::needs::needs;
+use crate::place::halsup;
 
 fn stats(daemon: &Daemon, name: &str) -> Value {
     let reply = daemon.cli(&["stats", "--json"]).json();
