@@ -44,6 +44,7 @@ impl Daemon {
     }
 
     fn kill(&mut self, worker: WorkerId, generation: Generation) {
+        self.give_up_spawn(worker, generation);
         let Some(live) = self.live_mut(worker, generation) else { return };
         if let Err(error) = live.cgroup.kill() {
             tracing::warn!(target: "worker", "kill {}: {}", self.worker_name(worker), super::birth::chain(&error));
