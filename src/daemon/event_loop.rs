@@ -104,5 +104,6 @@ impl Daemon {
         while let Some(effect) = self.engine.poll_effect() {
             self.perform(effect);
         }
+        self.forget_pools();
     }
 }

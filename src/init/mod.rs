@@ -12,11 +12,15 @@ use crate::sys::raw;
 const SIGKILL: usize = 9;
 const SIGCHLD: u32 = 17;
 const EVERYBODY: usize = usize::MAX;
+/// Signals taken before the init looks at its children and its deadline again.
+const SIGNALS_A_PASS: u32 = 32;
 
 /// Runs the worker and returns the status that the init exits with: the program's own, or 128 + its signal.
 #[must_use]
 pub fn run() -> i32 {
     const PR_SET_DUMPABLE: usize = 4;
+    // While its own /proc files still belong to it, which ends with the next call.
+    pid1::be_killable();
     // Before there is anybody inside: from now on the program cannot trace or read its init, whose uid it shares.
     if raw::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0).is_err() {
         return 127;
@@ -70,8 +74,11 @@ fn supervise(program: &Program, signals: i32, death_msec: u64) -> i32 {
             };
         }
         if signalled {
-            while let Some(signal) = pid1::next_signal(signals) {
-                if signal != SIGCHLD {
+            // A bounded pass: whoever floods this process with signals must not keep it from reaping and from its deadline.
+            for _ in 0..SIGNALS_A_PASS {
+                let Some((signal, sender)) = pid1::next_signal(signals) else { break };
+                // What comes from inside is for the one who sent it to deliver; only the outside needs this process for that.
+                if signal != SIGCHLD && sender == 0 {
                     forward(program, signal);
                 }
             }

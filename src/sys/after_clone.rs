@@ -32,6 +32,7 @@ fn at(progress: &Progress, stage: Stage) {
 }
 
 const OPEN_TREE_CLONE: usize = 0x1;
+const AT_RECURSIVE: usize = 0x8000;
 const OPEN_TREE_CLOEXEC: usize = 0o2_000_000;
 
 /// Out of the daemon's descriptor table, with a copy of its low end alone: with thousands of workers most of a spawn would
@@ -114,7 +115,7 @@ fn mounts(plan: &Plan, progress: &Progress, trees: &Trees) -> Result<(), Errno> 
         let layers = c"lowerdir=/lower,upperdir=/stage/upper,workdir=/stage/work";
         raw::mount(c"overlay", c"/new", c"overlay", MS_NOSUID | MS_NODEV, layers)?;
         for (from, to) in &overlay.carry {
-            let tree = raw::open_tree(CWD, from, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)?;
+            let tree = raw::open_tree(CWD, from, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)?;
             raw::move_mount(tree, CWD, to)?;
         }
         at(progress, Stage::PivotRoot);
@@ -213,6 +214,7 @@ fn loopback_up() -> Result<(), Errno> {
 }
 
 const PR_SET_PDEATHSIG: usize = 1;
+const PR_SET_DUMPABLE: usize = 4;
 const PR_CAPBSET_DROP: usize = 24;
 const PR_SET_NO_NEW_PRIVS: usize = 38;
 const PR_CAP_AMBIENT: usize = 47;
@@ -254,6 +256,8 @@ fn become_worker(plan: &Plan, numbers: &Numbers, progress: &Progress) -> Result<
     if raw::getresuid()? != [plan.uid; 3] || raw::getresgid()? != [plan.gid; 3] {
         return Err(Errno(1));
     }
+    // Changing ids has made the memory that is shared with the daemon dumpable again, where the host's policy says so.
+    raw::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)?;
     at(progress, Stage::Capabilities);
     raw::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)?;
     raw::drop_capabilities()?;

@@ -29,6 +29,7 @@ tell run "$(ls -A /run | tr '\n' ' ')"
 tell hostname "$(cat /proc/sys/kernel/hostname)"
 tell fds "$(ls /proc/self/fd | tr '\n' ' ')"
 tell core "$(ulimit -c)"
+tell oom "$(cat /proc/self/oom_score_adj)"
 (unshare -m true) 2>/dev/null && tell unshare allowed || tell unshare refused
 (mount -t tmpfs none /tmp) 2>/dev/null && tell mount allowed || tell mount refused
 (readlink /proc/1/exe) >/dev/null 2>&1 && tell init readable || tell init hidden
@@ -75,6 +76,7 @@ fn a_worker_has_its_own_everything_but_the_network() {
     assert_eq!(told["hostname"], "web-0");
     assert_eq!(told["fds"], "0 1 2 3 ", "3 is the directory that ls reads");
     assert_eq!(told["core"], "0");
+    assert_eq!(told["oom"], "0", "the daemon is not for the killer, its workers are");
     assert_eq!(told["sockets"], "");
     assert_eq!(told["run"], "worker ");
     assert_eq!(told["dev"], "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero ");

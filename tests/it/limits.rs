@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
-use crate::fixture::{Daemon, halsup};
+use crate::fixture::Daemon;
 use crate::look::{certificates, wait_certificate, wait_healthy, wait_line, worker};
 use crate::needs::needs;
+use crate::place::halsup;
 
 fn stats(daemon: &Daemon, name: &str) -> Value {
     let reply = daemon.cli(&["stats", "--json"]).json();
@@ -37,11 +38,8 @@ fn memory_beyond_its_limit_ends_that_worker_alone_and_says_oom() {
     ));
     let certificate = wait_certificate(&mut daemon, "hog.0", 1);
     assert_eq!(certificate["cause"], "oom", "{certificate}");
-    let told = daemon.wait_event(|event| event["kind"] == "limit");
-    assert!(
-        told["text"].as_str().is_some_and(|text| text.starts_with("hog.0: memory limit reached (67108864 bytes)")),
-        "{told}"
-    );
+    let told = told_of_limits(&daemon);
+    assert!(told[0].starts_with("hog.0: memory limit reached (67108864 bytes)"), "{told:?}");
     assert!(certificate["oom_kills"].as_u64() >= Some(1), "{certificate}");
     let peak = certificate["memory_peak_bytes"].as_u64().expect("a peak");
     assert!((32 << 20..=65 << 20).contains(&peak), "{peak}");

@@ -7,11 +7,14 @@ mod fixture;
 mod leftovers;
 mod look;
 mod needs;
+mod place;
 
 mod control;
 mod heartbeats;
 mod isolation;
 mod life;
 mod limits;
+mod orphans;
 mod program;
+mod settings;
 mod supervision;

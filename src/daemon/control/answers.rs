@@ -23,7 +23,26 @@ fn sentence(reasons: impl Iterator<Item = String>) -> Option<String> {
             told.push(reason);
         }
     }
-    (!told.is_empty()).then(|| told.join("; "))
+    (!told.is_empty()).then(|| grouped(&told))
+}
+
+/// Puts controllers that miss for one reason into one clause: what is said of three of them is read once.
+fn grouped(told: &[String]) -> String {
+    let mut clauses: Vec<(Vec<&str>, &str)> = Vec::new();
+    for reason in told {
+        let named = reason.strip_prefix("controller ").and_then(|rest| rest.split_once(' '));
+        match (named, named.and_then(|(_, why)| clauses.iter_mut().find(|(_, known)| *known == why))) {
+            (Some((name, _)), Some((names, _))) => names.push(name),
+            (Some((name, why)), None) => clauses.push((vec![name], why)),
+            (None, _) => clauses.push((Vec::new(), reason)),
+        }
+    }
+    let clause = |(names, why): &(Vec<&str>, &str)| match names.as_slice() {
+        [] => (*why).to_owned(),
+        [name] => format!("controller {name} {why}"),
+        many => format!("controllers {}: each {why}", many.join(", ")),
+    };
+    clauses.iter().map(clause).collect::<Vec<_>>().join("; ")
 }
 
 impl Pool {

@@ -125,7 +125,9 @@ impl Daemon {
                 }
                 Err(reason) => Error::Refused { reason }.to_reply(),
             },
-            Request::Doctor(_) => Reply::last(&DoctorReply { checks: super::super::doctor() }),
+            Request::Doctor(_) => {
+                Reply::last(&DoctorReply { checks: super::super::doctor::checks(&self.spec.instance) })
+            }
             Request::GetConfig(_) => Reply::last(&ConfigReply {
                 path: self.config_path.as_ref().map(|path| path.display().to_string()),
                 text: self.config_text.clone(),
@@ -162,8 +164,7 @@ impl Daemon {
     fn ordered_shutdown(&mut self, asked: Asked, request: &ShutdownRequest) -> Outcome {
         let patience = request.timeout_ms.map_or(self.spec.shutdown_timeout, std::time::Duration::from_millis);
         self.record_order(asked, EventKind::Order, "shut down".into());
-        self.state = crate::protocol::control::DaemonState::Stopping;
-        self.inputs.push(crate::engine::Input::ShutdownRequested(patience));
+        self.begin_shutdown(patience);
         Outcome::Wait(Task::Shutdown(asked.more.then_some(u32::MAX)))
     }
 }

@@ -215,7 +215,11 @@ impl Daemon {
                 Error::NotFound { what: format!("{kind} {}", order.shown) }.to_reply()
             }
             Answer::OutOfRange { min, max } => {
-                let reason = format!("pool {} has at least {min} and at most {max} workers", order.shown);
+                let reason = if min == max {
+                    format!("pool {} has a fixed size of {max}: give it `min` and `max` to scale it", order.shown)
+                } else {
+                    format!("pool {} has at least {min} and at most {max} workers", order.shown)
+                };
                 Error::Refused { reason }.to_reply()
             }
             Answer::ShuttingDown => Error::ShuttingDown {}.to_reply(),

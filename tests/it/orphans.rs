@@ -1,0 +1,50 @@
+//! What becomes of workers when their daemon is killed, and what the next daemon finds.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use serde_json::Value;
+
+use crate::fixture::{Daemon, ended_within};
+use crate::look::{certificates, pid, signal, wait_healthy};
+use crate::needs::needs;
+use crate::place::Place;
+
+const POOLS: &str = "[pool.now]\non_supervisor_death = '0s'\ncommand = ['sleep', 'infinity']\n\
+    [pool.soon]\non_supervisor_death = '2s'\ncommand = ['sleep', 'infinity']\n\
+    [pool.never]\non_supervisor_death = 'forever'\ncommand = ['sleep', 'infinity']\n";
+
+/// A pidfd of a worker's program, by the name of its pool.
+fn program(workers: &[Value], pool: &str) -> OwnedFd {
+    let worker =
+        workers.iter().find(|worker| worker["pool"] == pool).unwrap_or_else(|| panic!("no {pool}: {workers:?}"));
+    pidfd_open(Pid::from_raw(pid(worker)).expect("a pid"), PidfdFlags::empty()).expect("it runs")
+}
+
+fn gone_within(program: &OwnedFd, time: Duration) -> bool {
+    ended_within(program.as_fd(), time)
+}
+
+#[test]
+fn workers_outlive_their_daemon_for_as_long_as_was_said_and_the_next_daemon_leaves_none() {
+    needs!(Root, CgroupTree);
+    let place = Place::new(POOLS);
+    let started = place.cli(&["daemon", "start"]);
+    assert_eq!(started.status, 0, "{started:?}");
+    assert_eq!(place.cli(&["start", "all"]).status, 0);
+    let workers = place.cli(&["ps", "--json"]).json()["workers"].as_array().cloned().expect("workers");
+    let [now, soon, never] = ["now", "soon", "never"].map(|pool| program(&workers, pool));
+    let daemon = place.cli(&["status", "--json"]).json()["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    signal(daemon.expect("the daemon's pid"), Signal::KILL);
+    assert!(gone_within(&now, Duration::from_secs(1)), "0s");
+    assert!(!gone_within(&soon, Duration::from_secs(1)), "2s are not over");
+    assert!(gone_within(&soon, Duration::from_secs(3)), "2s are over");
+    assert!(!gone_within(&never, Duration::from_millis(1)), "for ever");
+    let mut next = Daemon::start_in(place);
+    wait_healthy(&mut next, 3);
+    assert!(gone_within(&never, Duration::from_secs(5)), "nothing runs that nobody watches");
+    for pool in ["now.0", "soon.0", "never.0"] {
+        assert_eq!(certificates(&next, pool).len(), 0, "{pool}: names of the dead do not meet those of the living");
+    }
+}
