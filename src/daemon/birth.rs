@@ -498,8 +498,11 @@ pub(super) fn release(stacks: &mut Vec<crate::host::spawn::Stack>, birth: Option
     const STACKS_MAX: usize = 64;
     if let Some(birth) = birth {
         let stack = birth.release(gone);
-        if stacks.len() < STACKS_MAX {
+        // The last is the first to be taken: those with low descriptor numbers, where there are any.
+        if stack.has_slots() {
             stacks.push(stack);
+        } else if stacks.len() < STACKS_MAX {
+            stacks.insert(0, stack);
         }
     }
 }

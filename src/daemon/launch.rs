@@ -29,7 +29,7 @@ use crate::engine::{Engine, Input, State, Target, Time};
 use crate::host::cgroup::{CgroupRoot, Location, Removal, WorkerCgroup};
 use crate::host::identity::IdPool;
 use crate::host::init_image::init_program;
-use crate::host::spawn::{PASSED_MAX, close_inherited, set_undumpable};
+use crate::host::spawn::{PASSED_MAX, SLOTTED_STACKS_MAX, Stack, close_inherited, set_undumpable};
 use crate::protocol::control::DaemonState;
 use crate::spec::{Config, DaemonSpec, Generation};
 
@@ -50,14 +50,15 @@ pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
     guard_this_process();
     let log = LogHandle::install(&config.daemon.log_level, config.daemon.log_format)?;
     // What a worker is given is put in places from 0 on before its exec; nothing of the daemon may be in the way.
-    let _low = occupy_low_descriptors().map_err(started("open /dev/null"))?;
+    let low = occupy_low_descriptors().map_err(started("open /dev/null"))?;
+    let stacks = slotted_stacks(&low).map_err(started("reserve descriptors"))?;
     let dirs = Directories::make(&config.daemon)?;
     let mut poll = mio::Poll::new().map_err(started("make the event queue"))?;
     let cgroups = CgroupRoot::prepare(Location::discover(&config.daemon.instance)?)?;
     let Some(_base) = cgroups.lock()? else {
         return Err(Error::SameInstance { instance: config.daemon.instance.to_string() });
     };
-    let mut daemon = match assemble(config, options, log, &cgroups, dirs, &poll) {
+    let mut daemon = match assemble(config, options, log, &cgroups, dirs, stacks, &poll) {
         Ok(daemon) => daemon,
         Err(error) => {
             give_up(cgroups);
@@ -153,6 +154,12 @@ fn occupy_low_descriptors() -> io::Result<Vec<OwnedFd>> {
         }
         low.push(null);
     }
+}
+
+/// Stacks with low descriptor numbers, made while the low numbers are free.
+fn slotted_stacks(low: &[OwnedFd]) -> io::Result<Vec<Stack>> {
+    let Some(null) = low.first() else { return Ok(Vec::new()) };
+    (0..SLOTTED_STACKS_MAX).map(|_| Stack::with_slots(null.as_fd())).collect()
 }
 
 fn open_null() -> io::Result<OwnedFd> {
@@ -323,6 +330,7 @@ fn assemble(
     log: LogHandle,
     cgroups: &CgroupRoot,
     dirs: Directories,
+    stacks: Vec<Stack>,
     poll: &mio::Poll,
 ) -> Result<Daemon, Error> {
     let left = Leftovers::find(&dirs, cgroups)?;
@@ -347,7 +355,7 @@ fn assemble(
         null: open_null().map_err(started("open /dev/null"))?,
         ids: IdPool::new(IDS, now.0),
         ranges: IdPool::new(RANGES, now.0),
-        stacks: Vec::new(),
+        stacks,
         _locks: dirs.locks,
     };
     let mut daemon = Daemon {

@@ -11,7 +11,9 @@ use crate::sys::process;
 use crate::sys::spawn::Stage;
 
 pub use crate::sys::process::{Status, Waited};
-pub use crate::sys::spawn::{Birth, Gone, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, Stack, WORK_TARGET};
+pub use crate::sys::spawn::{
+    Birth, Gone, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stack, WORK_TARGET,
+};
 
 /// A worker could not be started.
 #[derive(Debug, thiserror::Error)]

@@ -5,11 +5,10 @@
 //! before the clone: no allocation, no formatting, no panic, no return. The first failure is left as stage and error
 //! number, and the child exits; the daemon reads it when the pidfd says that the child is gone.
 
-use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use super::mount::{ATTR_IDMAP, ATTR_NODEV, ATTR_NOSUID, MountAttr};
-use super::plan::{Given, NOTIFY_TARGET, Plan, Progress, Stage, WORK_TARGET};
+use super::plan::{Given, LOW_END, NOTIFY_TARGET, Numbers, Plan, Progress, Stage, WORK_TARGET};
 use super::raw::flag::{CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWUTS};
 use super::raw::{self, Errno};
 
@@ -18,7 +17,7 @@ use super::raw::{self, Errno};
 pub(super) unsafe extern "C" fn run_plan(given: *mut libc::c_void) -> ! {
     // SAFETY: the caller keeps it alive; only its atomics are written, and only here.
     let given = unsafe { &*given.cast::<Given>() };
-    let errno = match steps(&given.plan, &given.progress) {
+    let errno = match leave_table(given).and_then(|()| steps(&given.plan, &given.numbers, &given.progress)) {
         Ok(never) => match never {},
         Err(errno) => errno,
     };
@@ -36,46 +35,57 @@ const OPEN_TREE_CLONE: usize = 0x1;
 const AT_RECURSIVE: usize = 0x8000;
 const OPEN_TREE_CLOEXEC: usize = 0o2_000_000;
 
-fn steps(plan: &Plan, progress: &Progress) -> Result<Never, Errno> {
+/// Out of the daemon's descriptor table, with a copy of its low end alone: with thousands of workers most of a spawn would
+/// go into copying the rest and closing it again at exec.
+fn leave_table(given: &Given) -> Result<(), Errno> {
+    const CLOSE_RANGE_UNSHARE: usize = 2;
+    at(&given.progress, Stage::Descriptors);
+    if given.leaves_table {
+        raw::close_range(LOW_END, usize::MAX >> 32, CLOSE_RANGE_UNSHARE)?;
+    }
+    Ok(())
+}
+
+fn steps(plan: &Plan, numbers: &Numbers, progress: &Progress) -> Result<Never, Errno> {
     const AT_EMPTY_PATH: usize = 0x1000;
     let clone_of = |fd: i32| raw::open_tree(fd, c"", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
     at(progress, Stage::Session);
     raw::setsid()?;
     // Trees are cloned while the host's mounts are still this process's own; they are attached after the switch.
     at(progress, Stage::OpenWorkDir);
-    let mut trees = Trees { work: clone_of(plan.work_dir.as_raw_fd())?, notify: -1, stage: -1, lower: -1 };
-    if let Some(notify) = &plan.notify_dir {
-        trees.notify = clone_of(notify.as_raw_fd())?;
+    let mut trees = Trees { work: clone_of(numbers.work_dir)?, notify: -1, stage: -1, lower: -1 };
+    if numbers.notify_dir >= 0 {
+        trees.notify = clone_of(numbers.notify_dir)?;
     }
     at(progress, Stage::OpenRoot);
-    if let Some(overlay) = &plan.overlay {
-        trees.stage = clone_of(overlay.stage.as_raw_fd())?;
-        if let Some(lower) = &overlay.mapped_lower {
-            trees.lower = clone_of(lower.as_raw_fd())?;
-            id_map(trees.lower, plan.userns.as_ref().map_or(-1, |fd| fd.as_raw_fd()))?;
-        }
+    if numbers.stage >= 0 {
+        trees.stage = clone_of(numbers.stage)?;
+    }
+    if numbers.mapped_lower >= 0 {
+        trees.lower = clone_of(numbers.mapped_lower)?;
+        id_map(trees.lower, numbers.userns)?;
     }
     at(progress, Stage::JoinTemplate);
-    raw::setns(raw::fd_arg(plan.template.as_raw_fd()), CLONE_NEWNS)?;
+    raw::setns(raw::fd_arg(numbers.template), CLONE_NEWNS)?;
     at(progress, Stage::Unshare);
     // All that the clone need not do: it would cost the daemon's loop, here it costs the child.
     raw::unshare(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWUTS)?;
     at(progress, Stage::JoinNetwork);
-    if let Some(net) = &plan.net {
-        raw::setns(raw::fd_arg(net.as_raw_fd()), CLONE_NEWNET)?;
+    if numbers.net >= 0 {
+        raw::setns(raw::fd_arg(numbers.net), CLONE_NEWNET)?;
     }
     at(progress, Stage::Loopback);
     if plan.own_net {
         loopback_up()?;
     }
     mounts(plan, progress, &trees)?;
-    become_worker(plan, progress)?;
+    become_worker(plan, numbers, progress)?;
     at(progress, Stage::Descriptors);
-    for (to, from) in plan.passed.iter().enumerate() {
-        raw::dup3(raw::fd_arg(from.as_raw_fd()), to, 0)?;
+    for (to, from) in numbers.passed.into_iter().enumerate().take_while(|(_, from)| *from >= 0) {
+        raw::dup3(raw::fd_arg(from), to, 0)?;
     }
     at(progress, Stage::Exec);
-    exec(plan.init.as_raw_fd())
+    exec(numbers.init)
 }
 
 /// Detached mounts, made while the host's are still this process's own; -1 is none.
@@ -213,7 +223,7 @@ const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
 /// Above every capability there is; the kernel says EINVAL at the first that it does not know.
 const CAPABILITIES_MAX: usize = 64;
 
-fn become_worker(plan: &Plan, progress: &Progress) -> Result<(), Errno> {
+fn become_worker(plan: &Plan, numbers: &Numbers, progress: &Progress) -> Result<(), Errno> {
     at(progress, Stage::Hostname);
     raw::sethostname(&plan.hostname)?;
     at(progress, Stage::Keyring);
@@ -223,8 +233,8 @@ fn become_worker(plan: &Plan, progress: &Progress) -> Result<(), Errno> {
         Err(errno) => return Err(errno),
     }
     at(progress, Stage::JoinUser);
-    if let Some(userns) = &plan.userns {
-        raw::setns(raw::fd_arg(userns.as_raw_fd()), CLONE_NEWUSER)?;
+    if numbers.userns >= 0 {
+        raw::setns(raw::fd_arg(numbers.userns), CLONE_NEWUSER)?;
     }
     at(progress, Stage::BoundingSet);
     for capability in 0..CAPABILITIES_MAX {

@@ -1,12 +1,18 @@
 //! What a child between clone and exec is given: everything it needs, prepared, and a place to say how far it came.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicI32, AtomicU32};
 
 /// Descriptors that a worker's init can be given, standard ones included.
 pub const PASSED_MAX: usize = 24;
+/// Low descriptor numbers of one stack that has them: one to fill with, and more than any plan of the daemon's needs.
+pub(super) const SLOTS: usize = 24;
+/// How many stacks can have low descriptor numbers: children that are between clone and exec at once, usually.
+pub const SLOTTED_STACKS_MAX: usize = 10;
+/// What a child takes along of a large descriptor table lies below this number; there is room for what was open before.
+pub(super) const LOW_END: usize = PASSED_MAX + SLOTS * SLOTTED_STACKS_MAX + 56;
 
 /// Where a worker's own directory appears inside.
 pub const WORK_TARGET: &CStr = c"/run/worker/work";
@@ -138,9 +144,64 @@ pub(super) struct Progress {
     pub(super) errno: AtomicI32,
 }
 
-/// What the child is given: one pointer to both.
+/// The plan's descriptors by the numbers at which the child finds them; -1 is none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbers {
+    pub(super) template: i32,
+    pub(super) net: i32,
+    pub(super) userns: i32,
+    pub(super) work_dir: i32,
+    pub(super) notify_dir: i32,
+    pub(super) stage: i32,
+    pub(super) mapped_lower: i32,
+    pub(super) init: i32,
+    pub(super) passed: [i32; PASSED_MAX],
+}
+
+impl Numbers {
+    /// As the daemon has them. Beyond [`PASSED_MAX`] nothing is passed.
+    pub(super) fn of(plan: &Plan) -> Self {
+        let shared = |fd: &Option<Rc<OwnedFd>>| fd.as_ref().map_or(-1, |fd| fd.as_raw_fd());
+        let own = |fd: Option<&OwnedFd>| fd.map_or(-1, AsRawFd::as_raw_fd);
+        let mut passed = [-1; PASSED_MAX];
+        for (number, fd) in passed.iter_mut().zip(&plan.passed) {
+            *number = fd.as_raw_fd();
+        }
+        Self {
+            template: plan.template.as_raw_fd(),
+            net: shared(&plan.net),
+            userns: shared(&plan.userns),
+            work_dir: plan.work_dir.as_raw_fd(),
+            notify_dir: own(plan.notify_dir.as_ref()),
+            stage: own(plan.overlay.as_ref().map(|overlay| &overlay.stage)),
+            mapped_lower: own(plan.overlay.as_ref().and_then(|overlay| overlay.mapped_lower.as_ref())),
+            init: plan.init.as_raw_fd(),
+            passed,
+        }
+    }
+
+    /// Those that there are.
+    pub(super) fn present(&mut self) -> impl Iterator<Item = &mut i32> {
+        let single = [
+            &mut self.template,
+            &mut self.net,
+            &mut self.userns,
+            &mut self.work_dir,
+            &mut self.notify_dir,
+            &mut self.stage,
+            &mut self.mapped_lower,
+            &mut self.init,
+        ];
+        single.into_iter().chain(&mut self.passed).filter(|number| **number >= 0)
+    }
+}
+
+/// What the child is given: one pointer to all.
 #[derive(Debug)]
 pub(super) struct Given {
     pub(super) plan: Plan,
+    pub(super) numbers: Numbers,
+    /// Whether the child begins in the daemon's own descriptor table and has to leave it, taking the low numbers along.
+    pub(super) leaves_table: bool,
     pub(super) progress: Progress,
 }

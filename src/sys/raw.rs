@@ -84,6 +84,7 @@ pub mod flag {
     pub const CLONE_VFORK: usize = 0x4000;
     pub const CLONE_NEWNS: usize = 0x2_0000;
     pub const CLONE_NEWCGROUP: usize = 0x200_0000;
+    pub const CLONE_FILES: usize = 0x400;
     pub const CLONE_NEWUTS: usize = 0x400_0000;
     pub const CLONE_NEWIPC: usize = 0x800_0000;
     pub const CLONE_NEWUSER: usize = 0x1000_0000;

@@ -6,13 +6,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use super::after_clone::run_plan;
-use super::plan::{Given, Progress};
+use super::plan::{Given, LOW_END, Numbers, Progress, SLOTS};
 use super::raw::flag::{
-    CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, CLONE_PIDFD, CLONE_VM,
+    CLONE_CLEAR_SIGHAND, CLONE_FILES, CLONE_INTO_CGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, CLONE_PIDFD,
+    CLONE_VM,
 };
 use super::raw::{self, Errno};
 
-pub use super::plan::{NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, Stage, WORK_TARGET};
+pub use super::plan::{NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stage, WORK_TARGET};
 
 /// A child between its clone and its exec or death. Holds what the child reads; dropping it without [`Birth::release`]
 /// leaks that memory, because the child may still be reading.
@@ -42,10 +43,13 @@ impl Birth {
         if plan.own_net {
             flags |= CLONE_NEWNET;
         }
-        let mut birth = Self {
-            given: ManuallyDrop::new(Box::new(Given { plan, progress: Progress::default() })),
-            stack: ManuallyDrop::new(stack),
-        };
+        let mut numbers = Numbers::of(&plan);
+        let leaves_table = stack.place(&mut numbers)?;
+        if leaves_table {
+            flags |= CLONE_FILES;
+        }
+        let given = Given { plan, numbers, leaves_table, progress: Progress::default() };
+        let mut birth = Self { given: ManuallyDrop::new(Box::new(given)), stack: ManuallyDrop::new(stack) };
         let given: *mut Given = &raw mut **birth.given;
         // SAFETY: the boxed plan and the stack stay where they are until `release`, whose caller knows that the child is
         // done with them; nothing writes to the plan, and progress is atomic. `run_plan` takes exactly this pointer.
@@ -76,19 +80,26 @@ impl Birth {
 
     fn free(self) -> Stack {
         drop(ManuallyDrop::into_inner(self.given));
-        ManuallyDrop::into_inner(self.stack)
+        let stack = ManuallyDrop::into_inner(self.stack);
+        stack.clear();
+        stack
     }
 }
 
-/// A stack for one child; reused once the child has exec'd or is gone.
+/// A stack for one child, and perhaps low descriptor numbers for what it is given; reused once the child has exec'd or is
+/// gone.
 #[derive(Debug)]
 pub struct Stack {
     base: *mut libc::c_void,
+    /// `/dev/null` at consecutive numbers below [`LOW_END`], the first to fill the others with; or nothing.
+    slots: Vec<OwnedFd>,
 }
 
 /// Size of a child's stack; the deepest frame of the child's code needs well under a page in release, more in debug builds.
 const STACK_BYTES: usize = 64 * 1024;
 const GUARD_BYTES: usize = 4096;
+/// Where new descriptors have numbers from this on, copying and closing them costs a child more than moving its own does.
+const MANY_DESCRIPTORS: i32 = 512;
 
 impl Stack {
     /// Maps a stack with a guard page below it.
@@ -102,13 +113,71 @@ impl Stack {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let stack = Self { base };
+        let stack = Self { base, slots: Vec::new() };
         // SAFETY: the first page lies inside the mapping made above, which nothing uses yet.
         if unsafe { libc::mprotect(stack.base, GUARD_BYTES, libc::PROT_NONE) } != 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(stack)
     }
+
+    /// As [`Stack::new`], with low descriptor numbers reserved, so that its children need not copy a large descriptor table.
+    /// To be called before much is open; `null` is `/dev/null`.
+    ///
+    /// # Errors
+    /// ENOMEM, EMFILE.
+    pub fn with_slots(null: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut stack = Self::new()?;
+        let least = i32::try_from(PASSED_MAX).map_err(io::Error::other)?;
+        for _ in 0..SLOTS {
+            stack.slots.push(rustix::io::fcntl_dupfd_cloexec(null, least)?);
+        }
+        let low = |fd: &OwnedFd| usize::try_from(fd.as_raw_fd()).is_ok_and(|number| number < LOW_END);
+        if !stack.slots.iter().all(low) {
+            stack.slots.clear();
+        }
+        Ok(stack)
+    }
+
+    /// Whether it has low descriptor numbers.
+    #[must_use]
+    pub fn has_slots(&self) -> bool {
+        !self.slots.is_empty()
+    }
+
+    /// Puts what the child is given into the slots and writes their numbers down; whether that was possible and worth it.
+    fn place(&self, numbers: &mut Numbers) -> io::Result<bool> {
+        let (mut count, mut highest) = (0, 0);
+        for number in numbers.present() {
+            count += 1;
+            highest = highest.max(*number);
+        }
+        if highest < MANY_DESCRIPTORS || count >= self.slots.len() {
+            return Ok(false);
+        }
+        for (number, slot) in numbers.present().zip(self.slots.iter().skip(1)) {
+            let slot = slot.as_raw_fd();
+            replace(*number, slot)?;
+            *number = slot;
+        }
+        Ok(true)
+    }
+
+    /// Lets go of what was put into the slots.
+    fn clear(&self) {
+        let Some((null, slots)) = self.slots.split_first() else { return };
+        for slot in slots {
+            let cleared = replace(null.as_raw_fd(), slot.as_raw_fd());
+            // The number stays this stack's own either way, and a later birth replaces what is left at it.
+            debug_assert!(cleared.is_ok(), "both numbers are open and this stack's own");
+        }
+    }
+}
+
+/// Makes `to`, a number of our own, another name of what `from` names.
+fn replace(from: i32, to: i32) -> io::Result<()> {
+    const O_CLOEXEC: usize = 0o2_000_000;
+    raw::dup3(raw::fd_arg(from), raw::fd_arg(to), O_CLOEXEC).map(|_| ()).map_err(os)
 }
 
 impl Drop for Stack {

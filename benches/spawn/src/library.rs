@@ -10,7 +10,7 @@ use std::time::Duration;
 use halsup::host::cgroup::{CgroupRoot, Location, PoolCgroup, Removal, WorkerCgroup};
 use halsup::host::init_image::{Start, init_program, start_image};
 use halsup::host::seccomp::Filter;
-use halsup::host::spawn::{self, Child, Gone, PASSED_MAX, Plan, Stack};
+use halsup::host::spawn::{self, Child, Gone, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stack};
 use halsup::host::workdir::{self, LinkKind, Owner, WorkDir};
 use halsup::spec::{Generation, InstanceName, Limit, Limits, LimitsMode, PoolName};
 use rustix::fs::{Mode, OFlags, open};
@@ -56,6 +56,7 @@ pub struct Worker {
 impl Library {
     pub fn prepare(place: &Place, template: Rc<OwnedFd>) -> Result<Self> {
         let low = occupy_low()?;
+        let null = low.first().ok_or("descriptors were inherited")?;
         let instance = InstanceName::parse(&format!("bench-{}", std::process::id()))?;
         let cgroups = CgroupRoot::prepare(Location::discover(&instance)?)?;
         let pool = PoolCgroup::create(&cgroups, &PoolName::parse("bench")?)?;
@@ -70,7 +71,9 @@ impl Library {
             pool,
             work_dirs: open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
             null: open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?,
-            stacks: Vec::new(),
+            stacks: (0..SLOTTED_STACKS_MAX)
+                .map(|_| Stack::with_slots(null.as_fd()))
+                .collect::<std::result::Result<_, _>>()?,
             generation: 0,
             _low: low,
         })
