@@ -1,28 +1,23 @@
 //! One real daemon for one test: started, asked, stopped, and proved to have left nothing behind.
 //!
-//! Owns a directory, an instance name that nobody else has, the daemon and the child that follows its events. A test calls
-//! `Daemon::start`, then `cli` and the `wait_*` methods; dropping the value is the last assertion of the test.
+//! Owns a `Place`, the daemon and the child that follows its events. A test calls `Daemon::start`, then `cli` and the
+//! `wait_*` methods; dropping the value is the last assertion of the test.
 
-#![expect(clippy::disallowed_types, reason = "the test starts the program itself, as an operator's shell does")]
 #![expect(clippy::disallowed_methods, reason = "deadlines of tests run on the real clock")]
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
-use crate::leftovers;
-use crate::needs::cgroup_mount;
+use crate::place::{Output, Place, code};
 
 /// How long a daemon may take to say `READY=1` and how long to end. Generous: the guests are emulated.
 pub(crate) const LIFE_DEADLINE: Duration = Duration::from_secs(60);
@@ -31,96 +26,41 @@ pub(crate) const EVENT_DEADLINE: Duration = Duration::from_secs(60);
 /// A state is looked at again at the latest after this, should its event have come before the subscription.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-static INSTANCES: AtomicU32 = AtomicU32::new(0);
-
-/// What a run of the program printed and returned.
+/// The lines of a `halsup` that runs until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Output {
-    /// Its exit code; 128 + the signal that ended it.
-    pub(crate) status: i32,
-    /// Its standard output.
-    pub(crate) stdout: String,
-    /// Its standard error.
-    pub(crate) stderr: String,
-}
-
-impl Output {
-    /// The standard output as one JSON value.
-    ///
-    /// # Panics
-    /// If the program failed or printed something else.
-    #[track_caller]
-    pub(crate) fn json(&self) -> Value {
-        assert_eq!(self.status, 0, "{self:?}");
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("not JSON: {error}: {self:?}"))
-    }
-}
-
-/// The program under test: in a guest it lies elsewhere than where cargo built it.
-fn program() -> OsString {
-    std::env::var_os("HALSUP_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_halsup").into())
-}
-
-/// `halsup`, with none of the caller's environment but what every program needs.
-fn command() -> Command {
-    let mut command = Command::new(program());
-    let kept = ["PATH", "LANG", "RUST_BACKTRACE"];
-    command.env_clear().envs(kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).stdin(Stdio::null());
-    command
-}
-
-/// Runs `halsup` with these arguments to its end.
-pub(crate) fn halsup(arguments: &[&str]) -> Output {
-    run(command().args(arguments))
-}
-
-fn run(command: &mut Command) -> Output {
-    use std::os::unix::process::ExitStatusExt as _;
-    let output = command.output().unwrap_or_else(|error| panic!("run {command:?}: {error}"));
-    let text = |bytes| String::from_utf8(bytes).expect("halsup prints UTF-8");
-    Output {
-        status: output.status.code().or_else(|| output.status.signal().map(|signal| 128 + signal)).expect("it ended"),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
-}
-
-/// Lines of JSON from `halsup events -f --json`, from the daemon's start on.
-struct Events {
+pub(crate) struct Following {
     child: Child,
     stdout: ChildStdout,
     unread: Vec<u8>,
 }
 
-impl Events {
-    fn follow(config: &Path) -> Self {
-        let mut child = command()
-            .args([
-                "--config".as_ref(),
-                config.as_os_str(),
-                "events".as_ref(),
-                "-f".as_ref(),
-                "-n".as_ref(),
-                "1000".as_ref(),
-                "--json".as_ref(),
-            ])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("run halsup events");
+impl Following {
+    /// Runs `halsup` with these arguments.
+    pub(crate) fn start(place: &Place, arguments: &[&str]) -> Self {
+        let mut child = place.command(arguments).stdout(Stdio::piped()).spawn().expect("run halsup");
         let stdout = child.stdout.take().expect("stdout is piped");
         Self { child, stdout, unread: Vec::new() }
     }
 
-    /// The next event, or `None` at the deadline and at the end of the stream.
-    fn next(&mut self, deadline: Instant) -> Option<Value> {
+    /// The next line.
+    ///
+    /// # Panics
+    /// If none comes within [`EVENT_DEADLINE`].
+    #[track_caller]
+    pub(crate) fn line(&mut self) -> String {
+        self.next(Instant::now() + EVENT_DEADLINE).unwrap_or_else(|| panic!("no further line"))
+    }
+
+    /// The next line, or `None` at the deadline and at the end of the stream.
+    fn next(&mut self, deadline: Instant) -> Option<String> {
         loop {
             if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
-                return Some(serde_json::from_slice(&line).expect("an event is a line of JSON"));
+                return Some(String::from_utf8(line).expect("halsup prints UTF-8").trim_end_matches('\n').to_owned());
             }
             ready([self.stdout.as_fd()], deadline)?;
             let mut buffer = [0; 4096];
-            match self.stdout.read(&mut buffer).expect("read events") {
+            match self.stdout.read(&mut buffer).expect("read its output") {
                 0 => return None,
                 count => self.unread.extend_from_slice(&buffer[..count]),
             }
@@ -128,10 +68,10 @@ impl Events {
     }
 }
 
-impl Drop for Events {
+impl Drop for Following {
     fn drop(&mut self) {
-        self.child.kill().expect("end halsup events");
-        self.child.wait().expect("reap halsup events");
+        self.child.kill().expect("end it");
+        self.child.wait().expect("reap it");
     }
 }
 
@@ -156,11 +96,10 @@ pub(crate) fn ready_for<const N: usize>(what: PollFlags, fds: [BorrowedFd<'_>; N
 
 /// A running `halsup daemon run`.
 pub(crate) struct Daemon {
-    dir: tempfile::TempDir,
-    instance: String,
     child: Child,
     pidfd: OwnedFd,
-    events: Option<Events>,
+    events: Option<Following>,
+    place: Place,
 }
 
 impl Daemon {
@@ -173,28 +112,28 @@ impl Daemon {
     /// If the daemon ends or is not ready in time; its standard error is shown.
     #[track_caller]
     pub(crate) fn start(config: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("halsup-test-").tempdir().expect("make a directory");
-        let instance = format!("t{}-{}", std::process::id(), INSTANCES.fetch_add(1, Ordering::Relaxed));
-        let path = |name: &str| dir.path().join(name);
-        let head = format!(
-            "[daemon]\ninstance = {instance:?}\nruntime_dir = {:?}\nstate_dir = {:?}\n",
-            path("run"),
-            path("state")
-        );
-        fs::write(path("config.toml"), head + config).expect("write the configuration");
-        let notify = UnixDatagram::bind(path("notify")).expect("bind the notify socket");
-        let stderr = fs::File::create(path("stderr")).expect("make the log");
-        let child = command()
-            .args(["daemon".as_ref(), "run".as_ref(), "--config".as_ref(), path("config.toml").as_os_str()])
-            .env("NOTIFY_SOCKET", path("notify"))
+        Self::start_in(Place::new(config))
+    }
+
+    /// Starts a daemon with the configuration of `place` and waits until it is ready.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[track_caller]
+    pub(crate) fn start_in(place: Place) -> Self {
+        let notify = UnixDatagram::bind(place.path("notify")).expect("bind the notify socket");
+        let stderr = fs::File::create(place.path("stderr")).expect("make the log");
+        let child = place
+            .command(&["daemon", "run"])
+            .env("NOTIFY_SOCKET", place.path("notify"))
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
             .expect("start the daemon");
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).expect("open its pidfd");
-        let mut daemon = Self { dir, instance, child, pidfd, events: None };
+        let mut daemon = Self { child, pidfd, events: None, place };
         daemon.await_ready(&notify);
-        daemon.events = Some(Events::follow(&daemon.path("config.toml")));
+        daemon.events = Some(Following::start(&daemon.place, &["events", "-f", "-n", "1000", "--json"]));
         daemon
     }
 
@@ -221,12 +160,12 @@ impl Daemon {
 
     /// A path in the test's own directory, which holds `run`, `state`, `config.toml` and `stderr`.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.place.path(name)
     }
 
     /// The instance's name, which is also the name of its cgroup.
     pub(crate) fn instance(&self) -> &str {
-        &self.instance
+        self.place.instance()
     }
 
     /// The daemon's process.
@@ -241,7 +180,7 @@ impl Daemon {
 
     /// Runs `halsup` with these arguments against this daemon.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
-        run(command().arg("--config").arg(self.path("config.toml")).args(arguments))
+        self.place.cli(arguments)
     }
 
     /// Waits for the first event since the last wait that `wanted` accepts.
@@ -253,7 +192,8 @@ impl Daemon {
         let deadline = Instant::now() + EVENT_DEADLINE;
         let mut others = Vec::new();
         let events = self.events.as_mut().expect("the daemon runs");
-        while let Some(event) = events.next(deadline) {
+        while let Some(line) = events.next(deadline) {
+            let event: Value = serde_json::from_str(&line).expect("an event is a line of JSON");
             if wanted(&event) {
                 return event;
             }
@@ -289,7 +229,6 @@ impl Daemon {
     }
 
     fn end(&mut self) -> Result<i32, String> {
-        use std::os::unix::process::ExitStatusExt as _;
         self.events = None;
         if self.child.try_wait().expect("look at the daemon").is_none() {
             pidfd_send_signal(&self.pidfd, Signal::TERM).expect("send SIGTERM to the daemon");
@@ -302,46 +241,17 @@ impl Daemon {
         if !in_time {
             return Err(format!("the daemon did not end within {LIFE_DEADLINE:?} of SIGTERM"));
         }
-        Ok(status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("it ended"))
-    }
-
-    /// Everything that the daemon left behind, one line each.
-    fn leftovers(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        if let Some(base) = self.cgroup() {
-            leftovers::list_cgroups(&base, &mut left);
-        }
-        left.extend(self.mounts().into_iter().map(|path| format!("mount on {path}")));
-        let work = self.path("run").join("work");
-        left.extend(leftovers::entries(&work).into_iter().map(|path| format!("work directory {}", path.display())));
-        left
+        Ok(code(status))
     }
 
     /// The instance's cgroup, wherever in the hierarchy the daemon put it.
     pub(crate) fn cgroup(&self) -> Option<PathBuf> {
-        leftovers::find_dir(&cgroup_mount()?, &self.instance)
+        self.place.cgroup()
     }
 
-    /// Where something is mounted below the test's directory, the last mount first.
-    fn mounts(&self) -> Vec<String> {
-        let own = self.dir.path().to_str().expect("the directory's name is ASCII");
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        points.filter(|point| point.starts_with(own)).rev().map(str::to_owned).collect()
-    }
-
-    /// Removes what was left, so that one failed test does not spoil the next.
-    fn sweep(&mut self) {
-        if let Some(base) = self.cgroup() {
-            leftovers::sweep_cgroups(&base);
-        }
-        for point in self.mounts() {
-            if let Err(error) = unmount(&point, UnmountFlags::DETACH) {
-                // Removing the directory would remove what is mounted in it.
-                self.dir.disable_cleanup(true);
-                complain(&format!("{point} stays mounted: {error}\n"));
-            }
-        }
+    /// Where the daemon lives.
+    pub(crate) const fn place(&self) -> &Place {
+        &self.place
     }
 }
 
@@ -352,13 +262,9 @@ pub(crate) fn complain(text: &str) {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let mut trouble: Vec<String> = self.end().err().into_iter().collect();
-        trouble.extend(self.leftovers());
-        if trouble.is_empty() {
-            return;
-        }
-        let report = format!("{} left behind:\n{}\n{}", self.instance, trouble.join("\n"), self.stderr());
-        self.sweep();
+        // That nothing is left is then proved by the drop of the place.
+        let Err(trouble) = self.end() else { return };
+        let report = format!("{}: {trouble}\n{}", self.instance(), self.stderr());
         if std::thread::panicking() {
             complain(&report);
         } else {

@@ -7,9 +7,17 @@ mod fixture;
 mod leftovers;
 mod look;
 mod needs;
+mod peer;
+mod place;
 
+mod control;
+mod crowd;
 mod heartbeats;
+mod input;
 mod isolation;
 mod life;
+mod logs;
 mod program;
+mod reload;
 mod supervision;
+mod varlink_client;
