@@ -17,7 +17,7 @@ case ${1-} in
 -h | --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p;}' "$0" && exit 0 ;;
 esac
 [ $# -le 1 ] || die "expected at most one configuration"
-[ "$(id -u)" = 0 ] || die "root is needed: halsup makes cgroups and namespaces (try: sudo $0 $*)"
+[ "$(id -u)" = 0 ] || die "root is needed: halsup makes cgroups and namespaces (try: sudo $0${1+ $*})"
 # Relative to the caller, before the directory is left.
 case ${1-} in
 "") config=examples/web.toml ;;
@@ -25,6 +25,7 @@ case ${1-} in
 *) config=$PWD/$1 ;;
 esac
 cd "$(dirname "$0")/.."
+[ -f "$config" ] || die "there is no configuration $config"
 
 # sudo hides where rustup puts cargo: root's home, the caller's, or that of the Rust images.
 caller_home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
@@ -53,8 +54,10 @@ esac
 halsup=$target/release/halsup
 
 "$halsup" --config "$config" daemon start
-# The daemon runs; this waits for the workers.
-"$halsup" --config "$config" start all
+# The daemon runs; this waits for the workers, and says why some do not start.
+outcome=0
+"$halsup" --config "$config" start all || outcome=$?
 "$halsup" --config "$config" status
 "$halsup" --config "$config" ps
 say "end it with: $halsup --config $config daemon stop"
+exit "$outcome"

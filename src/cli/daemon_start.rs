@@ -100,7 +100,7 @@ impl Start {
     fn start(&self, context: &Context, place: &Place, stopwatch: Stopwatch) -> Result<(u32, Outcome, ExitCode), Error> {
         let failed = |operation| move |source| Error::Spawn { operation, source };
         let program = std::env::current_exe().map_err(failed("find this program"))?;
-        let log = place.open_log().map_err(failed("open its log"))?;
+        let log = place.open_log().map_err(|source| Error::WriteFile { path: place.log.clone(), source })?;
         let mut child = std::process::Command::new(program)
             .args(["daemon", "run", "--background"])
             .arg("--config")
@@ -161,7 +161,11 @@ impl Place {
     fn prepare(state_dir: &Path) -> Result<Self, Error> {
         let failed = |operation| move |source| Error::Spawn { operation, source };
         let logs = state_dir.join("logs");
-        DirBuilder::new().recursive(true).mode(0o700).create(&logs).map_err(failed("make its log directory"))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&logs)
+            .map_err(|source| Error::WriteFile { path: logs.clone(), source })?;
         let socket_path = state_dir.join(format!("start-{}.sock", std::process::id()));
         match std::fs::remove_file(&socket_path) {
             // Left by a command of the same pid that was killed.

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::rc::Rc;
+use std::time::Duration;
 
 use mio::Interest;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat};
@@ -17,8 +18,8 @@ use super::environment::{self, WORK_DIR};
 use super::live::{Evidence, Live, Watched};
 use super::pool::Pool;
 use super::sources::{Source, Sources};
-use super::state::{Chore, Daemon};
-use crate::engine::Input;
+use super::state::{Chore, Daemon, Freed, Place};
+use crate::engine::{Input, Time};
 use crate::host::cgroup::{CgroupError, Enforcement, WorkerCgroup};
 use crate::host::identity::{IdentityError, MAPPED_RANGE, user_namespace};
 use crate::host::init_image::{ImageError, Start, start_image};
@@ -111,8 +112,8 @@ pub(super) fn start_failure(stage: &str, error: &(dyn std::error::Error + 'stati
 
 /// Who a worker runs as, outside and inside.
 struct Ids {
-    /// Number of its private id or range.
-    number: Option<u32>,
+    /// What is free again when it has ended.
+    freed: Option<Freed>,
     /// On the host.
     uid: u32,
     gid: u32,
@@ -137,7 +138,7 @@ struct Ends {
 #[derive(Default)]
 struct Made {
     cgroup: Option<WorkerCgroup>,
-    chores: Vec<Chore>,
+    chore: Chore,
 }
 
 impl Daemon {
@@ -148,7 +149,7 @@ impl Daemon {
         if let Some(cgroup) = made.cgroup {
             super::log::best_effort(cgroup.remove(), "nothing was ever in it; the next start removes what is left");
         }
-        self.chores.extend(made.chores);
+        self.chores.push_back(made.chore);
         let name = self.worker_name(worker);
         let failure = start_failure(error.stage(), &error);
         tracing::warn!(target: "spawn", worker = %name, generation = generation.0, "start {name}: {}", failure.text);
@@ -162,7 +163,7 @@ impl Daemon {
         let name = pool.worker_name(worker.slot);
         let port = environment::port(pool, worker.slot);
         if let (Some(port), Net::Parent) = (port, &pool.spec.net) {
-            check_port(port)?;
+            check_port(port, &mut self.holder_search, self.now)?;
         }
         let limits = &pool.spec.limits;
         let (cgroup, enforcement) =
@@ -170,7 +171,8 @@ impl Daemon {
         made.cgroup = Some(cgroup);
         let place = format!("{name}-{}", generation.0);
         let ids = take_ids(pool, &self.spec, &mut self.shared.ids, &mut self.shared.ranges)?;
-        made.chores.push(Chore::Work { name: place.clone(), id: ids.number.filter(|_| ids.userns.is_none()) });
+        made.chore.frees = ids.freed;
+        made.chore.trees.push((Place::Work, place.clone()));
         let prefer = if pool.spec.root == Root::Host { LinkKind::Symlink } else { LinkKind::HardLink };
         let owner = Owner { uid: ids.uid, gid: ids.gid };
         let links = &pool.prepared.links;
@@ -196,7 +198,7 @@ impl Daemon {
         }
         let cgroup_dir = made.cgroup.as_ref().map(WorkerCgroup::dir);
         let child = spawn::begin(plan, cgroup_dir, self.shared.stacks.pop())?;
-        let (Some(cgroup), chores) = (made.cgroup.take(), std::mem::take(&mut made.chores)) else {
+        let (Some(cgroup), chore) = (made.cgroup.take(), std::mem::take(&mut made.chore)) else {
             return Err(BirthError::NoPool);
         };
         // From here on there is a child: whatever fails to be watched ends it, and its exit is watched above all.
@@ -208,7 +210,7 @@ impl Daemon {
                 pool: worker.pool,
                 generation,
                 enforcement,
-                chores,
+                chore,
                 uid: ids.uid,
                 port,
                 work_name: place,
@@ -233,6 +235,7 @@ impl Daemon {
             (Ok(()), Ok(token)) => {
                 live.process = Some(Watched { fd: pidfd, token });
                 self.live.insert(worker, live);
+                self.watch_limits(worker);
                 Ok(())
             }
             (watched, exit) => {
@@ -259,15 +262,14 @@ impl Daemon {
             watched.close(&mut self.sources);
         }
         super::log::best_effort(live.cgroup.remove(), "the next start removes what is left");
-        self.chores.extend(live.chores);
+        self.chores.push_back(live.chore);
     }
 
     fn overlay(&self, pool: &Pool, ids: &Ids, place: &str, made: &mut Made) -> Result<Option<Overlay>, BirthError> {
         if pool.spec.root == Root::Host {
             return Ok(None);
         }
-        let range = ids.number.filter(|_| ids.userns.is_some());
-        made.chores.push(Chore::Overlay { name: place.to_owned(), range });
+        made.chore.trees.push((Place::Overlay, place.to_owned()));
         let stage = make_dir(self.shared.overlay_dirs.as_fd(), place, 0o700).map_err(step("make its overlay"))?;
         let upper = make_dir(stage.as_fd(), "upper", 0o755).map_err(step("make its overlay"))?;
         make_dir(stage.as_fd(), "work", 0o700).map_err(step("make its overlay"))?;
@@ -285,11 +287,19 @@ fn listen(sources: &mut Sources, fd: OwnedFd, source: Source) -> Result<Watched,
     Ok(Watched { fd, token })
 }
 
-fn check_port(number: u16) -> Result<(), BirthError> {
+/// The search for a port's holder reads all of `/proc`: at most one in this time.
+const HOLDER_SEARCH: Duration = Duration::from_secs(5);
+
+fn check_port(number: u16, last_search: &mut Option<Time>, now: Time) -> Result<(), BirthError> {
     match port::check_free(number) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            Err(BirthError::PortInUse { port: number, holder: port::holder(number) })
+            let due = last_search.is_none_or(|last| super::clock::since(last, now) >= HOLDER_SEARCH);
+            let holder = if due { port::holder(number) } else { None };
+            if due {
+                *last_search = Some(now);
+            }
+            Err(BirthError::PortInUse { port: number, holder })
         }
         Err(source) => Err(BirthError::Step { operation: "look at its port", source }),
     }
@@ -305,18 +315,24 @@ fn take_ids(
         Identity::Dynamic => {
             let number = ids.take()?;
             let uid = daemon.uid_base.saturating_add(number);
-            Ok(Ids { number: Some(number), uid, gid: uid, inside: (uid, uid), userns: None })
+            Ok(Ids { freed: Some(Freed::Id(number)), uid, gid: uid, inside: (uid, uid), userns: None })
         }
         Identity::Mapped => {
             let number = ranges.take()?;
             let base = daemon.uid_base.saturating_add(IDS).saturating_add(number.saturating_mul(MAPPED_RANGE));
             let made = user_namespace(base);
             let userns = made.inspect_err(|_| ranges.give_back(number))?;
-            Ok(Ids { number: Some(number), uid: base, gid: base, inside: (0, 0), userns: Some(Rc::new(userns)) })
+            Ok(Ids {
+                freed: Some(Freed::Range(number)),
+                uid: base,
+                gid: base,
+                inside: (0, 0),
+                userns: Some(Rc::new(userns)),
+            })
         }
         Identity::Host(_) | Identity::UnsafeRoot => {
             let (uid, gid) = pool.prepared.host_ids.unwrap_or((u32::MAX, u32::MAX));
-            Ok(Ids { number: None, uid, gid, inside: (uid, gid), userns: None })
+            Ok(Ids { freed: None, uid, gid, inside: (uid, gid), userns: None })
         }
     }
 }
@@ -358,6 +374,10 @@ fn ends(
     };
     let (stdout, their_stdout) = pipe().map_err(step("make its output pipes"))?;
     let (stderr, their_stderr) = pipe().map_err(step("make its output pipes"))?;
+    for end in [&their_stdout, &their_stderr] {
+        // So that it can open them again, as /dev/stdout and /dev/stderr.
+        give(end.as_fd(), "", ids.uid, ids.gid).map_err(step("give it its output pipes"))?;
+    }
     let (init, their_init) = pair().map_err(step("make its init's socket"))?;
     let null = null.try_clone_to_owned().map_err(step("open /dev/null"))?;
     let mut theirs = vec![null, their_stdout, their_stderr, their_init];
@@ -372,7 +392,7 @@ fn ends(
     }
     let (mut notify, mut notify_dir) = (None, None);
     if environment::has_notify(pool) {
-        made.chores.push(Chore::Notify(place.to_owned()));
+        made.chore.trees.push((Place::Notify, place.to_owned()));
         let dir = make_dir(notify_dirs, place, 0o755).map_err(step("make the directory of its notify socket"))?;
         let socket = notify_socket(dir.as_fd(), ids).map_err(step("make its notify socket"))?;
         (notify, notify_dir) = (Some(socket), Some(dir));
@@ -416,7 +436,7 @@ fn plan(pool: &Pool, name: &str, ids: &Ids, init: &Rc<OwnedFd>, fds: PlanFds) ->
         hostname: text(CString::new(name.replace('.', "-")))?,
         tmp_options: text(options("1777"))?,
         shm_options: text(options("1777"))?,
-        mask_proc: pool.spec.identity == Identity::UnsafeRoot,
+        mask_proc: ids.uid == 0,
         dies_with_parent: matches!(pool.spec.on_supervisor_death, OnSupervisorDeath::EndAfter(delay) if delay.is_zero()),
         uid: ids.inside.0,
         gid: ids.inside.1,

@@ -73,6 +73,7 @@ impl Daemon {
                 }
                 Some(Source::Probe(place)) => self.on_probe(place),
                 Some(Source::Files) => self.on_files(),
+                Some(Source::Limits) => self.on_limits(),
                 // Heard above; and what was closed meanwhile has nothing more to say.
                 Some(Source::Exit(_)) | None => {}
             }
@@ -87,6 +88,7 @@ impl Daemon {
                 Timer::ProbeTimeout(place, number) => self.on_probe_timeout(place, number),
                 Timer::ClientTimeout(place, number) => self.on_client_timeout(place, number),
                 Timer::ResumeAccept => self.resume_accept(),
+                Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
                 Timer::Watchdog => self.feed_watchdog(),
             }
@@ -102,5 +104,6 @@ impl Daemon {
         while let Some(effect) = self.engine.poll_effect() {
             self.perform(effect);
         }
+        self.forget_pools();
     }
 }

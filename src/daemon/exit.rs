@@ -10,7 +10,7 @@ use super::clock;
 use super::live::{Evidence, Live, Phase};
 use super::reports::Budget;
 use super::sources::Source;
-use super::state::{Chore, Daemon};
+use super::state::{Daemon, Freed, Place};
 use super::timers::Timer;
 use crate::engine::{Ended, Input};
 use crate::host::cgroup::Removal;
@@ -53,6 +53,7 @@ impl Daemon {
         }
         release(&mut self.shared.stacks, live.birth.take(), Gone::Waited);
         let generation = live.generation;
+        self.look_at_limits(worker);
         let (evidence, ended) = self.evidence_of(worker);
         self.evidence.insert((worker, generation), evidence);
         self.end_probes(worker);
@@ -174,7 +175,7 @@ impl Daemon {
         if let (Some(token), Ok(fd)) = (live.cgroup_events.take(), live.cgroup.events_fd()) {
             self.sources.remove(token, fd.as_fd());
         }
-        self.chores.extend(live.chores);
+        self.chores.push_back(live.chore);
         let started = self.evidence.get(&(worker, generation)).is_none_or(|known| known.start_failure.is_none());
         self.inputs.push(match started {
             true => Input::Emptied(worker, generation),
@@ -193,21 +194,32 @@ impl Daemon {
 
     /// Removes a piece of what ended workers have left in the file system; whether there is more.
     pub(super) fn do_chores(&mut self) -> bool {
-        let Some(chore) = self.chores.pop_front() else { return false };
-        let (parent, name) = match &chore {
-            Chore::Work { name, .. } => (&self.shared.work_dirs, name),
-            Chore::Notify(name) => (&self.shared.notify_dirs, name),
-            Chore::Overlay { name, .. } => (&self.shared.overlay_dirs, name),
-        };
-        match workdir::remove_bounded(parent.as_fd(), name, ENTRIES_A_TURN) {
-            Ok(workdir::Removal::Done) => match chore {
-                Chore::Work { id: Some(id), .. } => self.shared.ids.give_back(id),
-                Chore::Overlay { range: Some(range), .. } => self.shared.ranges.give_back(range),
-                Chore::Work { id: None, .. } | Chore::Notify(_) | Chore::Overlay { range: None, .. } => {}
-            },
-            Ok(workdir::Removal::MoreWork) => self.chores.push_back(chore),
-            // What cannot be removed keeps its id, so that nobody else comes to own it; the next start tries again.
-            Err(error) => tracing::warn!(target: "worker", "remove {name}: {}", super::birth::chain(&error)),
+        let Some(mut chore) = self.chores.pop_front() else { return false };
+        if let Some((place, name)) = chore.trees.last() {
+            let parent = match place {
+                Place::Work => &self.shared.work_dirs,
+                Place::Notify => &self.shared.notify_dirs,
+                Place::Overlay => &self.shared.overlay_dirs,
+            };
+            match workdir::remove_bounded(parent.as_fd(), name, ENTRIES_A_TURN) {
+                Ok(workdir::Removal::Done) => {
+                    chore.trees.pop();
+                }
+                Ok(workdir::Removal::MoreWork) => {}
+                Err(error) => {
+                    tracing::warn!(target: "worker", "remove {name}: {}", super::birth::chain(&error));
+                    // What cannot be removed keeps its identity, so that nobody else comes to own it; the next start of
+                    // the daemon tries again.
+                    chore.trees.pop();
+                    chore.frees = None;
+                }
+            }
+        }
+        match (chore.trees.is_empty(), chore.frees) {
+            (true, Some(Freed::Id(number))) => self.shared.ids.give_back(number),
+            (true, Some(Freed::Range(number))) => self.shared.ranges.give_back(number),
+            (true, None) => {}
+            (false, _) => self.chores.push_back(chore),
         }
         !self.chores.is_empty()
     }

@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::birth::{IDS, RANGES};
 use super::control::Control;
 use super::events::EventLog;
+use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
 use super::probe::Probes;
@@ -21,16 +22,16 @@ use super::ready_file::ReadyFiles;
 use super::reload::{FIRST_START, prepare_all};
 use super::signals::Signals;
 use super::sources::Sources;
-use super::state::{Chore, Daemon, Shared};
+use super::state::{Chore, Daemon, Place, Shared};
 use super::timers::{Timer, Timers};
 use super::{Error, RunOptions, clock};
-use crate::engine::{Engine, Input, State, Target};
-use crate::host::cgroup::{CgroupRoot, Location, WorkerCgroup};
+use crate::engine::{Engine, Input, State, Target, Time};
+use crate::host::cgroup::{CgroupRoot, Location, Removal, WorkerCgroup};
 use crate::host::identity::IdPool;
 use crate::host::init_image::init_program;
 use crate::host::spawn::{PASSED_MAX, close_inherited, set_undumpable};
 use crate::protocol::control::DaemonState;
-use crate::spec::{Config, DaemonSpec};
+use crate::spec::{Config, DaemonSpec, Generation};
 
 /// How long an earlier daemon's workers may take to die at the start.
 const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
@@ -46,25 +47,39 @@ pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
     set_undumpable().map_err(started("keep this process's memory to itself"))?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     raise_descriptor_limit();
+    guard_this_process();
     let log = LogHandle::install(&config.daemon.log_level, config.daemon.log_format)?;
     // What a worker is given is put in places from 0 on before its exec; nothing of the daemon may be in the way.
     let _low = occupy_low_descriptors().map_err(started("open /dev/null"))?;
     let dirs = Directories::make(&config.daemon)?;
     let mut poll = mio::Poll::new().map_err(started("make the event queue"))?;
     let cgroups = CgroupRoot::prepare(Location::discover(&config.daemon.instance)?)?;
-    end_leftovers(&cgroups)?;
-    let mut daemon = assemble(config, options, log, cgroups, dirs, &poll)?;
+    let Some(_base) = cgroups.lock()? else {
+        return Err(Error::SameInstance { instance: config.daemon.instance.to_string() });
+    };
+    let mut daemon = match assemble(config, options, log, &cgroups, dirs, &poll) {
+        Ok(daemon) => daemon,
+        Err(error) => {
+            give_up(cgroups);
+            return Err(error);
+        }
+    };
+    daemon.cgroups = Some(cgroups);
     daemon.begin();
     let ran = daemon.run(&mut poll);
     daemon.end(ran)
 }
 
+/// Removes what a start that failed has made in the cgroup tree.
+fn give_up(cgroups: CgroupRoot) {
+    let removed = end_leftovers(&cgroups);
+    super::log::best_effort(removed, "the next start removes what is left");
+    super::log::best_effort(cgroups.release(), "the next start takes it over");
+}
+
 /// Closes what only the loop's own life needs and says what could not be ended.
 impl Daemon {
     fn begin(&mut self) {
-        for path in ["work", "notify", "overlay"] {
-            self.sweep(path);
-        }
         self.inputs.push(Input::StartRequested(FIRST_START, Target::All));
         self.state = DaemonState::Running;
         self.manager.ready(&format!("halsup {} runs {} pools", env!("CARGO_PKG_VERSION"), self.pools.len()));
@@ -72,27 +87,6 @@ impl Daemon {
             self.timers.set(clock::after(self.now, interval), Timer::Watchdog);
         }
         tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
-    }
-
-    /// Has whatever an earlier daemon left in a directory of work directories removed.
-    fn sweep(&mut self, kind: &str) {
-        let dir = match kind {
-            "work" => &self.shared.work_dirs,
-            "notify" => &self.shared.notify_dirs,
-            _ => &self.shared.overlay_dirs,
-        };
-        let Ok(entries) = rustix::fs::Dir::read_from(dir) else { return };
-        for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            if name == "." || name == ".." {
-                continue;
-            }
-            self.chores.push_back(match kind {
-                "work" => Chore::Work { name, id: None },
-                "notify" => Chore::Notify(name),
-                _ => Chore::Overlay { name, range: None },
-            });
-        }
     }
 
     /// Tells the service manager that the loop turns.
@@ -110,7 +104,9 @@ impl Daemon {
             .filter(|view| view.state == State::Stuck)
             .map(|view| self.worker_name(view.worker))
             .collect();
-        while self.do_chores() {}
+        while self.do_chores() {
+            self.manager.watchdog();
+        }
         let ids: Vec<_> = self.pools.keys().copied().collect();
         for id in ids {
             self.forget_pool(id);
@@ -136,6 +132,18 @@ fn raise_descriptor_limit() {
     super::log::best_effort(raised, "then fewer workers fit, and the spawn that fails says so");
 }
 
+/// Keeps the out-of-memory killer and core files away: a worker between clone and exec shares this process's memory, so
+/// that one killed there for its own limit would take the daemon with it.
+fn guard_this_process() {
+    let never = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    super::log::best_effort(
+        never,
+        "needs CAP_SYS_RESOURCE; then the smallest memory limit is what keeps such a kill away",
+    );
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    super::log::best_effort(setrlimit(Resource::Core, none), "the memory is undumpable anyway");
+}
+
 fn occupy_low_descriptors() -> io::Result<Vec<OwnedFd>> {
     let mut low = Vec::new();
     loop {
@@ -157,7 +165,8 @@ struct Directories {
     notify: OwnedFd,
     overlay: OwnedFd,
     logs: OwnedFd,
-    lock: OwnedFd,
+    /// One on each: either may be shared with another daemon by mistake.
+    locks: [OwnedFd; 2],
 }
 
 impl Directories {
@@ -165,6 +174,7 @@ impl Directories {
         let state = directory(&spec.state_dir, 0o700)?;
         let lock = lock(state.as_fd(), &spec.state_dir)?;
         let runtime = directory(&spec.runtime_dir, 0o755)?;
+        let runtime_lock = self::lock(runtime.as_fd(), &spec.runtime_dir)?;
         directory(&spec.state_dir.join("logs"), 0o700)?;
         let below = |parent: BorrowedFd<'_>, at: &Path, name: &str| {
             match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
@@ -179,7 +189,7 @@ impl Directories {
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
-            lock,
+            locks: [lock, runtime_lock],
         })
     }
 }
@@ -232,7 +242,41 @@ fn lock(state: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Error> {
     Ok(lock)
 }
 
+/// What an earlier daemon of this instance has left, and the highest generation among it: names that hold it may still be
+/// in use while it is being removed, so counting goes on from there.
+#[derive(Debug, Default)]
+struct Leftovers {
+    chores: VecDeque<Chore>,
+    last: Generation,
+}
+
+impl Leftovers {
+    fn find(dirs: &Directories, cgroups: &CgroupRoot) -> Result<Self, Error> {
+        let mut left = Self::default();
+        for (place, dir) in [(Place::Work, &dirs.work), (Place::Notify, &dirs.notify), (Place::Overlay, &dirs.overlay)]
+        {
+            let entries = rustix::fs::Dir::read_from(dir);
+            let entries =
+                entries.map_err(|errno| Error::Start { operation: "list what is left", source: errno.into() })?;
+            for entry in entries.flatten() {
+                let Ok(name) = entry.file_name().to_str() else { continue };
+                if name == "." || name == ".." {
+                    continue;
+                }
+                let generation = name.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(0);
+                left.last = left.last.max(Generation(generation));
+                left.chores.push_back(Chore { trees: vec![(place, name.to_owned())], frees: None });
+            }
+        }
+        let walk = cgroups.walk()?;
+        left.last = walk.workers.iter().map(|worker| worker.generation).fold(left.last, Generation::max);
+        Ok(left)
+    }
+}
+
 /// Ends whatever an earlier daemon of this instance left running: nothing may run that nobody watches.
+///
+/// What the kernel does not let go of is said and left where it is; it is no reason to leave everything else unwatched.
 fn end_leftovers(cgroups: &CgroupRoot) -> Result<(), Error> {
     let deadline = clock::after(clock::now(), LEFTOVER_DEADLINE);
     let walk = cgroups.walk()?;
@@ -247,21 +291,28 @@ fn end_leftovers(cgroups: &CgroupRoot) -> Result<(), Error> {
         tracing::warn!(target: "pool", workers = found.len(), "ended workers that an earlier daemon left");
     }
     for mut worker in found {
-        while worker.populated()? {
-            let left = clock::since(clock::now(), deadline);
-            if left.is_zero() {
-                let processes = worker.pids(LEFTOVER_PIDS_MAX)?.pids.len();
-                let (cgroup, seconds) = (worker.leaf().to_owned(), LEFTOVER_DEADLINE.as_secs());
-                return Err(Error::Leftover { cgroup, processes, seconds });
-            }
-            let mut events = [PollFd::from_borrowed_fd(worker.events_fd()?, PollFlags::PRI)];
-            let timeout = Timespec::try_from(left.min(Duration::from_millis(100))).unwrap_or_default();
-            super::log::best_effort(rustix::event::poll(&mut events, Some(&timeout)), "looked at again at once");
+        if let Err(error) = empty_leftover(&mut worker, deadline) {
+            tracing::error!(target: "pool", "end what is left in {}: {}", worker.leaf(), super::birth::chain(&error));
         }
-        worker.remove()?;
     }
     for pool in &walk.pools {
         cgroups.open_pool(pool)?.remove(cgroups)?;
+    }
+    Ok(())
+}
+
+fn empty_leftover(worker: &mut WorkerCgroup, deadline: Time) -> Result<(), Error> {
+    // Emptiness and removal are two moments apart: the kernel lets go of a cgroup a little after its last process.
+    while worker.populated()? || worker.remove()? == Removal::Busy {
+        let left = clock::since(clock::now(), deadline);
+        if left.is_zero() {
+            let processes = worker.pids(LEFTOVER_PIDS_MAX)?.pids.len();
+            let (cgroup, seconds) = (worker.leaf().to_owned(), LEFTOVER_DEADLINE.as_secs());
+            return Err(Error::Leftover { cgroup, processes, seconds });
+        }
+        let mut events = [PollFd::from_borrowed_fd(worker.events_fd()?, PollFlags::PRI)];
+        let timeout = Timespec::try_from(left.min(Duration::from_millis(20))).unwrap_or_default();
+        super::log::best_effort(rustix::event::poll(&mut events, Some(&timeout)), "looked at again at once");
     }
     Ok(())
 }
@@ -270,16 +321,18 @@ fn assemble(
     config: Config,
     options: RunOptions,
     log: LogHandle,
-    cgroups: CgroupRoot,
+    cgroups: &CgroupRoot,
     dirs: Directories,
     poll: &mio::Poll,
 ) -> Result<Daemon, Error> {
+    let left = Leftovers::find(&dirs, cgroups)?;
+    end_leftovers(cgroups)?;
     let started = |operation| move |source| Error::Start { operation, source };
     let registry = poll.registry().try_clone().map_err(started("share the event queue"))?;
     let mut sources = Sources::new(registry);
     let signals = Signals::listen(&mut sources).map_err(started("listen to signals"))?;
     let control = Control::bind(&config.daemon, &mut sources)?;
-    let changes = prepare_all(&config, &cgroups)?;
+    let changes = prepare_all(&config, cgroups)?;
     let environment: BTreeMap<String, String> =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     let config_text =
@@ -292,21 +345,21 @@ fn assemble(
         overlay_dirs: dirs.overlay,
         log_dir: dirs.logs,
         null: open_null().map_err(started("open /dev/null"))?,
-        ids: IdPool::new(IDS),
-        ranges: IdPool::new(RANGES),
+        ids: IdPool::new(IDS, now.0),
+        ranges: IdPool::new(RANGES, now.0),
         stacks: Vec::new(),
-        _lock: dirs.lock,
+        _locks: dirs.locks,
     };
     let mut daemon = Daemon {
         spec: config.daemon,
         config_path: options.config_path.clone(),
         options,
-        engine: Engine::new(now.0),
+        engine: Engine::with_last_generation(now.0, left.last),
         now,
         started: now,
         started_wall: clock::wall(),
         state: DaemonState::Starting,
-        cgroups: Some(cgroups),
+        cgroups: None,
         shared,
         pools: BTreeMap::new(),
         names: BTreeMap::new(),
@@ -322,14 +375,16 @@ fn assemble(
         timers: Timers::default(),
         probes: Probes::default(),
         ready_files: ReadyFiles::default(),
+        limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
-        chores: VecDeque::new(),
+        chores: left.chores,
         events: EventLog::default(),
         control,
         log,
         config_text,
         signals,
         manager: Manager::from_environment(&environment),
+        holder_search: None,
         reaps: std::process::id() == 1,
         finished: false,
     };

@@ -72,7 +72,7 @@ pub(super) struct Live {
     /// Name of its directory below the work directories.
     pub(super) work_name: String,
     /// What is removed when it has ended.
-    pub(super) chores: Vec<Chore>,
+    pub(super) chore: Chore,
     pub(super) uid: u32,
     pub(super) port: Option<u16>,
     pub(super) started: SystemTime,
@@ -97,7 +97,7 @@ pub(super) struct Particulars {
     pub(super) pool: PoolId,
     pub(super) generation: Generation,
     pub(super) enforcement: Enforcement,
-    pub(super) chores: Vec<Chore>,
+    pub(super) chore: Chore,
     pub(super) uid: u32,
     pub(super) port: Option<u16>,
     pub(super) work_name: String,
@@ -125,7 +125,7 @@ impl Live {
             cgroup_events: None,
             removals: 0,
             enforcement: known.enforcement,
-            chores: known.chores,
+            chore: known.chore,
             work_name: known.work_name,
             uid: known.uid,
             port: known.port,

@@ -13,6 +13,7 @@ mod event_loop;
 mod events;
 mod exit;
 mod launch;
+mod limit_watch;
 mod live;
 mod log;
 mod log_sink;
@@ -57,12 +58,20 @@ pub enum Error {
     #[error("halsup has to run as root: namespaces, cgroups and identities of workers need it (try sudo)")]
     NotRoot,
     /// Another daemon has the state directory.
-    #[error("another halsup daemon{} runs with state directory {path}", .pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    #[error("another halsup daemon{} runs with directory {path}", .pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     Running {
         /// The state directory.
         path: String,
         /// The other daemon, if it could be read.
         pid: Option<u32>,
+    },
+    /// Another daemon of the same instance, with other directories.
+    #[error(
+        "another halsup daemon of instance {instance:?} runs on this host: give this one another name by `instance`"
+    )]
+    SameInstance {
+        /// The instance.
+        instance: String,
     },
     /// A directory of the daemon.
     #[error("{operation} {path}")]

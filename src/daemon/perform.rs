@@ -37,7 +37,8 @@ impl Daemon {
 
     fn signal(&mut self, worker: WorkerId, generation: Generation, signal: i32) {
         let Some(live) = self.live_mut(worker, generation) else { return };
-        let Some(main) = &live.main else { return };
+        // Without the program's own pidfd, which a full table of descriptors may have cost, its init passes the signal on.
+        let Some(main) = live.main.as_ref().or(live.process.as_ref().map(|process| &process.fd)) else { return };
         // ESRCH: it has just ended, and its exit is on its way.
         super::log::best_effort(send_signal(main, signal), "its exit will be heard");
     }
@@ -67,6 +68,10 @@ impl Daemon {
             tracing::debug!(target: "worker", worker = %name, "limits of {name} are not enforced: {reason}");
         }
         let asked_by = self.asked_by.get(&worker).cloned();
+        if matches!(state, WorkerState::Healthy | WorkerState::Stopped | WorkerState::Crashed | WorkerState::Stuck) {
+            // What was asked for has come about; what happens from here on has other reasons.
+            self.asked_by.remove(&worker);
+        }
         let mut happening = Happening::new(EventKind::State, format!("{name} is {state}"));
         (happening.worker, happening.generation, happening.state) = (Some(worker), generation, Some(state));
         happening.asked_by = asked_by;
@@ -129,10 +134,17 @@ impl Daemon {
 
     fn forget(&mut self, worker: WorkerId) {
         self.logs.remove(&worker);
+        self.forget_limits(worker);
         self.asked_by.remove(&worker);
         self.last_exit.remove(&worker);
-        if self.leaving.contains(&worker.pool) && self.engine.workers().all(|view| view.worker.pool != worker.pool) {
-            self.forget_pool(worker.pool);
+    }
+
+    /// Lets go of the pools that are wanted no more and that the engine has forgotten.
+    pub(super) fn forget_pools(&mut self) {
+        let gone: Vec<PoolId> =
+            self.leaving.iter().copied().filter(|id| self.engine.pool_size(*id).is_none()).collect();
+        for id in gone {
+            self.forget_pool(id);
         }
     }
 
@@ -140,6 +152,11 @@ impl Daemon {
     pub(super) fn forget_pool(&mut self, id: PoolId) {
         self.leaving.remove(&id);
         let Some(pool) = self.pools.remove(&id) else { return };
+        for (listen, _) in &pool.prepared.listeners {
+            if let crate::spec::Listen::Unix(path) = listen {
+                super::log::best_effort(std::fs::remove_file(path), "somebody else has removed it");
+            }
+        }
         if self.names.get(&pool.spec.name) == Some(&id) {
             self.names.remove(&pool.spec.name);
         }

@@ -5,11 +5,13 @@ use std::ffi::CString;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Resource, getrlimit};
 
 use crate::host::cgroup::{CgroupError, CgroupRoot, PoolCgroup};
 use crate::host::identity::{IdentityError, host_user};
@@ -37,6 +39,12 @@ pub enum PoolError {
     /// Its filter.
     #[error("make its system call filter")]
     Seccomp(#[from] SeccompError),
+    /// Its user is root by another name.
+    #[error("run as user {name:?}: that is the host's root, which only the word unsafe-root gives")]
+    HostRoot {
+        /// The name.
+        name: String,
+    },
     /// A file it names.
     #[error("{operation} {path}")]
     File {
@@ -140,7 +148,13 @@ pub(super) fn prepare(
 ) -> Result<Prepared, PoolError> {
     let hidden = [daemon.runtime_dir.clone(), daemon.state_dir.clone(), PathBuf::from("/etc/halsup")];
     let host_ids = match &spec.identity {
-        Identity::Host(name) => host_user(name).map(|user| Some((user.uid, user.gid)))?,
+        Identity::Host(name) => {
+            let user = host_user(name)?;
+            if user.uid == 0 {
+                return Err(PoolError::HostRoot { name: name.clone() });
+            }
+            Some((user.uid, user.gid))
+        }
         Identity::UnsafeRoot => Some((0, 0)),
         Identity::Dynamic | Identity::Mapped => None,
     };
@@ -230,21 +244,40 @@ fn listener(listen: &Listen, kept: &[(Listen, OwnedFd)]) -> Result<OwnedFd, Pool
     match listen {
         Listen::Tcp(address) => TcpListener::bind(address).map(OwnedFd::from).map_err(failed),
         Listen::Unix(path) => {
-            // A socket that nobody answers on is left from an earlier daemon; one that answers is somebody's.
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            if !remove_stale(path).map_err(failed)? {
                 return Err(PoolError::InUse { address, holder: None });
             }
-            match std::fs::remove_file(path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
-            }
-            UnixListener::bind(path).map(OwnedFd::from).map_err(failed)
+            let listener = UnixListener::bind(path).map_err(failed)?;
+            // As systemd's: who may connect is for the directory to say.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+            Ok(listener.into())
         }
     }
 }
 
-/// From names to numbers; a core file of a worker is never wanted unless it was asked for.
+/// Makes way for a unix socket: removes one that an earlier daemon left, on which nobody listens. `false` if something else
+/// is there, which is not for us to remove.
+fn remove_stale(path: &Path) -> io::Result<bool> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    if !found.file_type().is_socket() {
+        return Ok(false);
+    }
+    // Without waiting: a listener whose queue is full is alive.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(rustix::io::Errno::CONNREFUSED) => std::fs::remove_file(path).map(|()| true),
+        Ok(()) | Err(_) => Ok(false),
+    }
+}
+
+/// From names to numbers. What is not written down is not inherited from the daemon, which allows itself much: no core
+/// file, a moderate number of descriptors, little of the kernel's own memory.
 fn rlimits(wanted: &BTreeMap<String, u64>) -> Vec<(u32, u64)> {
     const NUMBERS: [(&str, u32); 15] = [
         ("cpu", 0),
@@ -263,7 +296,16 @@ fn rlimits(wanted: &BTreeMap<String, u64>) -> Vec<(u32, u64)> {
         ("nice", 13),
         ("rtprio", 14),
     ];
+    const DEFAULTS: [(Resource, u32, u64); 4] = [
+        (Resource::Nofile, 7, 65_536),
+        (Resource::Memlock, 8, 8 << 20),
+        (Resource::Sigpending, 11, 4_096),
+        (Resource::Msgqueue, 12, 819_200),
+    ];
     let mut limits: BTreeMap<u32, u64> = BTreeMap::from([(4, 0)]);
+    for (resource, number, value) in DEFAULTS {
+        limits.insert(number, getrlimit(resource).maximum.map_or(value, |hard| value.min(hard)));
+    }
     for (name, number) in NUMBERS {
         if let Some(value) = wanted.get(name) {
             limits.insert(number, *value);

@@ -36,6 +36,8 @@ const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(250);
 /// Watches on work directories.
 #[derive(Debug, Default)]
 pub(super) struct ReadyFiles {
+    /// Whether a timer is set for a look without a watch.
+    looks_again: bool,
     inotify: Option<Watched>,
     waits: BTreeMap<WorkerId, Wait>,
     /// Which watch is whose.
@@ -171,6 +173,7 @@ impl Daemon {
 
     /// Looks at every worker that waits once more, because a watch could not be had.
     pub(super) fn look_for_files(&mut self) {
+        self.ready_files.looks_again = false;
         self.ready_files.changed.extend(self.ready_files.waits.keys());
         self.on_files();
     }
@@ -193,7 +196,9 @@ impl Daemon {
                 let worker_name = self.worker_name(worker);
                 tracing::warn!(target: "worker", worker = worker_name, %error, "watch for the file that makes it ready");
                 // The kernel has no watch to give now; until it has, this looks by itself.
-                self.timers.set(clock::after(self.now, LOOK_AGAIN), Timer::LookForFiles);
+                if !std::mem::replace(&mut self.ready_files.looks_again, true) {
+                    self.timers.set(clock::after(self.now, LOOK_AGAIN), Timer::LookForFiles);
+                }
             }
         }
     }

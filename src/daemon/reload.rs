@@ -21,6 +21,9 @@ impl Daemon {
     /// # Errors
     /// One sentence; then nothing was changed.
     pub(super) fn reload(&mut self) -> Result<ReloadReply, String> {
+        if self.state == crate::protocol::control::DaemonState::Stopping {
+            return Err("the daemon is shutting down".to_owned());
+        }
         self.manager.reloading(self.now.0 / 1000);
         let outcome = self.reload_from_file();
         self.manager.ready(&format!("halsup {} runs {} pools", env!("CARGO_PKG_VERSION"), self.pools.len()));
@@ -48,9 +51,6 @@ impl Daemon {
     }
 
     fn change_to(&mut self, config: Config) -> Result<ReloadReply, String> {
-        if self.state == crate::protocol::control::DaemonState::Stopping {
-            return Err("the daemon is shutting down".to_owned());
-        }
         let (old, new) = (&self.spec, &config.daemon);
         if (&old.instance, &old.runtime_dir, &old.state_dir, old.uid_base)
             != (&new.instance, &new.runtime_dir, &new.state_dir, new.uid_base)
@@ -138,8 +138,14 @@ impl Daemon {
         // What the engine alone decides by changes under running workers; everything else needs new ones.
         let program_differs = PoolSpec { policy: change.spec.policy.clone(), ..pool.spec.clone() } != change.spec;
         self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
+        if pool.spec.log != change.spec.log {
+            self.logs.retain(|worker, _| worker.pool != id);
+        }
         *pool = Pool { id, spec: change.spec, prepared: change.prepared };
         if program_differs {
+            let workers: Vec<_> =
+                self.engine.workers().map(|view| view.worker).filter(|worker| worker.pool == id).collect();
+            self.asked_by.extend(workers.into_iter().map(|worker| (worker, "a reload".to_owned())));
             self.inputs.push(Input::RestartRequested(RESTART_CHANGED, Target::Pool(id)));
         }
     }

@@ -24,6 +24,7 @@ const CHILDREN_A_TURN: usize = 256;
 #[derive(Debug)]
 pub(super) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
+    token: mio::Token,
 }
 
 impl Signals {
@@ -35,8 +36,8 @@ impl Signals {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, WANTED)?;
-        sources.add(delivery.get_read().as_fd(), Source::Signals, Interest::READABLE)?;
-        Ok(Self { delivery })
+        let token = sources.add(delivery.get_read().as_fd(), Source::Signals, Interest::READABLE)?;
+        Ok(Self { delivery, token })
     }
 }
 
@@ -47,10 +48,11 @@ impl Daemon {
         for signal in arrived {
             match signal {
                 SIGHUP => self.reload_by_signal(),
-                SIGCHLD => self.reap_orphans(),
+                SIGCHLD => {}
                 _ => self.shutdown_by_signal(signal),
             }
         }
+        self.reap_orphans();
     }
 
     /// The first one asks everything to end within the configured time, the next one ends it.
@@ -81,5 +83,7 @@ impl Daemon {
                 None => super::log::best_effort(reap_orphan(pid), "nobody else waits for an orphan"),
             }
         }
+        // One signal may stand for thousands of them.
+        self.sources.again(self.signals.token);
     }
 }

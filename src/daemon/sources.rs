@@ -34,6 +34,8 @@ pub(super) enum Source {
     Cgroup(WorkerId),
     /// A probe's connection goes on, by the probe's place.
     Probe(u32),
+    /// Some worker has run into a limit.
+    Limits,
     /// A file appeared in some worker's directory.
     Files,
 }

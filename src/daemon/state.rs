@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use super::RunOptions;
 use super::control::Control;
 use super::events::EventLog;
+use super::limit_watch::LimitWatch;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
 use super::manager::Manager;
@@ -47,19 +48,35 @@ pub(super) struct Shared {
     pub(super) ranges: IdPool,
     /// Stacks of earlier births.
     pub(super) stacks: Vec<Stack>,
-    /// Held for as long as the daemon lives; its release is the kernel's.
-    pub(super) _lock: OwnedFd,
+    /// Held for as long as the daemon lives; their release is the kernel's.
+    pub(super) _locks: [OwnedFd; 2],
 }
 
-/// A tree that is removed piece by piece, a budget a turn.
-#[derive(Debug)]
-pub(super) enum Chore {
-    /// A directory below `Shared::work_dirs`; then the id that its files belong to is free.
-    Work { name: String, id: Option<u32> },
-    /// A directory below `Shared::notify_dirs`.
-    Notify(String),
-    /// A directory below `Shared::overlay_dirs`; then the range that its files belong to is free.
-    Overlay { name: String, range: Option<u32> },
+/// Where a tree is that an ended worker leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// `Shared::work_dirs`.
+    Work,
+    /// `Shared::notify_dirs`.
+    Notify,
+    /// `Shared::overlay_dirs`.
+    Overlay,
+}
+
+/// Something that is free for another worker once nothing is left that belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Freed {
+    /// A number of `Shared::ids`.
+    Id(u32),
+    /// A number of `Shared::ranges`.
+    Range(u32),
+}
+
+/// What an ended worker leaves: trees that are removed piece by piece, a budget a turn, and then its identity.
+#[derive(Debug, Default)]
+pub(super) struct Chore {
+    pub(super) trees: Vec<(Place, String)>,
+    pub(super) frees: Option<Freed>,
 }
 
 /// The daemon.
@@ -93,6 +110,7 @@ pub(super) struct Daemon {
     pub(super) timers: Timers,
     pub(super) probes: Probes,
     pub(super) ready_files: ReadyFiles,
+    pub(super) limit_watch: LimitWatch,
     /// Facts for the engine, handed over once a turn.
     pub(super) inputs: Vec<Input>,
     pub(super) chores: VecDeque<Chore>,
@@ -105,6 +123,8 @@ pub(super) struct Daemon {
     pub(super) signals: Signals,
     /// The service manager that started the daemon, if one did.
     pub(super) manager: Manager,
+    /// When the holder of a port was last searched for.
+    pub(super) holder_search: Option<Time>,
     /// Whether orphans are given to this process.
     pub(super) reaps: bool,
     /// Whether the loop is to end: the engine has finished.

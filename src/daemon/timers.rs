@@ -16,6 +16,8 @@ pub(super) enum Timer {
     ProbeTimeout(u32, u64),
     /// A client has begun a message and not finished it, by its place and number.
     ClientTimeout(u32, u64),
+    /// Watch once more for limits that a worker runs into.
+    WatchLimits(WorkerId, Generation),
     /// Look for files that make workers ready without a watch.
     LookForFiles,
     /// Tell the service manager that the loop turns.

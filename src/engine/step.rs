@@ -157,8 +157,9 @@ pub(super) const fn step(phase: Phase, event: Event) -> Action {
         (Aborting, E::Spawned) => A::KillAsMeant,
         (Stopped | Crashed | Queued | Starting | Running | Stopping | Killing | Emptying | Waiting | Stuck, E::Spawned) => A::Ignore,
 
-        (Spawning | Aborting | Killing | Stuck, E::SpawnFailed) => A::Fail,
-        (Stopped | Crashed | Queued | Starting | Running | Stopping | Emptying | Waiting, E::SpawnFailed) => A::Ignore,
+        // Readiness may have overtaken the news of an exec that never came: what failed did not run, whatever it said.
+        (Spawning | Aborting | Starting | Running | Stopping | Killing | Stuck, E::SpawnFailed) => A::Fail,
+        (Stopped | Crashed | Queued | Emptying | Waiting, E::SpawnFailed) => A::Ignore,
 
         // Readiness may overtake the news of the exec: they come over different descriptors.
         (Spawning | Starting, E::BecameReady) => A::BeReady,
@@ -251,7 +252,7 @@ mod tests {
     const TABLE: &str = "\
         Admitted    -      -      Spawn -          -           -         -         -         -        -        -       -
         Spawned     -      -      -     Run        KillAsMeant -         -         -         -        -        -       -
-        SpawnFailed -      -      -     Fail       Fail        -         -         -         Fail     -        -       Fail
+        SpawnFailed -      -      -     Fail       Fail        Fail      Fail      Fail      Fail     -        -       Fail
         BecameReady -      -      -     BeReady    -           BeReady   -         -         -        -        -       -
         Beat        -      -      -     -          -           -         Beat      -         -        -        -       -
         PingFailed  -      -      -     -          -           -         Miss      -         -        -        -       -

@@ -84,15 +84,18 @@ pub fn user_namespace(base: u32) -> Result<OwnedFd, IdentityError> {
 #[derive(Debug)]
 pub struct IdPool {
     count: u32,
+    start: u32,
     fresh: u32,
     free: std::collections::VecDeque<u32>,
 }
 
 impl IdPool {
-    /// A pool of `count` numbers.
+    /// A pool of `count` numbers, given out from one that `seed` chooses, so that a new daemon does not begin with those
+    /// that its predecessor used last.
     #[must_use]
-    pub fn new(count: u32) -> Self {
-        Self { count, fresh: 0, free: std::collections::VecDeque::new() }
+    pub fn new(count: u32, seed: u64) -> Self {
+        let start = u32::try_from(seed % u64::from(count.max(1))).unwrap_or(0);
+        Self { count, start, fresh: 0, free: std::collections::VecDeque::new() }
     }
 
     /// Takes a number.
@@ -102,14 +105,14 @@ impl IdPool {
     pub fn take(&mut self) -> Result<u32, IdentityError> {
         if self.fresh < self.count {
             self.fresh += 1;
-            return Ok(self.fresh - 1);
+            return Ok((self.start + (self.fresh - 1)) % self.count);
         }
         self.free.pop_front().ok_or(IdentityError::Exhausted { count: self.count })
     }
 
     /// Gives a number back, once nothing runs under it any more.
     pub fn give_back(&mut self, id: u32) {
-        debug_assert!(id < self.fresh && !self.free.contains(&id), "an id is given back once");
+        debug_assert!(id < self.count && !self.free.contains(&id), "an id is given back once");
         self.free.push_back(id);
     }
 }
@@ -120,9 +123,9 @@ mod tests {
 
     #[test]
     fn an_id_has_one_holder() {
-        let mut pool = IdPool::new(3);
+        let mut pool = IdPool::new(3, 4);
         let taken = [pool.take().unwrap(), pool.take().unwrap(), pool.take().unwrap()];
-        assert_eq!(taken, [0, 1, 2]);
+        assert_eq!(taken, [1, 2, 0]);
         assert!(matches!(pool.take(), Err(IdentityError::Exhausted { count: 3 })));
         pool.give_back(1);
         assert_eq!(pool.take().unwrap(), 1);

@@ -174,7 +174,8 @@ fn volatile_resolv_conf() -> Option<(PathBuf, Vec<u8>)> {
 fn host_view(spec: &TemplateSpec, binds: &[BindTree<'_>], resolv_conf: Option<&(PathBuf, Vec<u8>)>) -> Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, "/", flags).map_err(step("clone the mounts below", "/"))?;
-    set_attributes(tree.as_fd(), ATTR_RDONLY | ATTR_NOSUID, true, "make read-only", "the host's view")?;
+    // Devices too: a node that lies in some chroot of the host is no worker's business, and read-only does not close it.
+    set_attributes(tree.as_fd(), ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, true, "make read-only", "the host's view")?;
     enter_root(&tree)?;
     for place in ["/proc", "/dev", "/sys", "/tmp", "/run", "/var/tmp"] {
         uncover(place)?;
@@ -193,7 +194,7 @@ fn host_view(spec: &TemplateSpec, binds: &[BindTree<'_>], resolv_conf: Option<&(
     }
     for bind in binds {
         if bind.target.starts_with("/run") {
-            std::fs::create_dir_all(bind.target).map_err(step("make", bind.target.display()))?;
+            make_target(bind)?;
         }
         attach(&bind.tree, &bind.target.to_string_lossy())?;
     }
@@ -324,13 +325,37 @@ fn make_dir(path: &str) -> Result<()> {
     chmod(path, Mode::from_raw_mode(0o755)).map_err(step("change the mode of", path))
 }
 
+/// Makes every directory of a path that is not there, so that workers can enter it.
+fn make_dirs(path: &Path) -> Result<()> {
+    let mut way = PathBuf::new();
+    for part in path {
+        way.push(part);
+        if !way.is_dir() {
+            make_dir(&way.to_string_lossy())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes what a bind below `/run` is mounted on: a directory for a directory, a file for anything else.
+fn make_target(bind: &BindTree<'_>) -> Result<()> {
+    let stat = rustix::fs::fstat(&bind.tree).map_err(step("look at", bind.target.display()))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return make_dirs(bind.target);
+    }
+    if let Some(parent) = bind.target.parent() {
+        make_dirs(parent)?;
+    }
+    std::fs::write(bind.target, []).map_err(step("make", bind.target.display()))
+}
+
 fn fill_run(run: &str, resolv_conf: Option<&(PathBuf, Vec<u8>)>) -> Result<()> {
     for dir in ["", "/work", "/notify"] {
         make_dir(&format!("{run}/worker{dir}"))?;
     }
     if let Some((path, text)) = resolv_conf {
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(step("make", parent.display()))?;
+            make_dirs(parent)?;
         }
         std::fs::write(path, text).map_err(step("write", path.display()))?;
         chmod(path, Mode::from_raw_mode(0o644)).map_err(step("change the mode of", path.display()))?;

@@ -161,7 +161,7 @@ const fn sentence(stage: Stage) -> &'static str {
         Stage::OpenWorkDir => "open its directory",
         Stage::OpenRoot => "open its root directory",
         Stage::JoinTemplate => "join the pool's template mount namespace",
-        Stage::Unshare => "copy the template mount namespace",
+        Stage::Unshare => "make its mount, cgroup, ipc and uts namespaces",
         Stage::JoinNetwork => "join the network namespace",
         Stage::Loopback => "bring up the loopback interface",
         Stage::AttachRoot => "mount its overlay root",

@@ -12,6 +12,8 @@ use crate::sys::raw;
 const SIGKILL: usize = 9;
 const SIGCHLD: u32 = 17;
 const EVERYBODY: usize = usize::MAX;
+/// Signals taken before the init looks at its children and its deadline again.
+const SIGNALS_A_PASS: u32 = 32;
 
 /// Runs the worker and returns the status that the init exits with: the program's own, or 128 + its signal.
 #[must_use]
@@ -22,6 +24,7 @@ pub fn run() -> i32 {
         return 127;
     }
     pid1::reset_signals();
+    pid1::be_killable();
     let started = Image::map()
         .map_err(|errno| NotStarted { step: step::IMAGE, errno })
         .and_then(|image| Ok((pid1::start_program(&image)?, image.header().death_msec)));
@@ -70,8 +73,11 @@ fn supervise(program: &Program, signals: i32, death_msec: u64) -> i32 {
             };
         }
         if signalled {
-            while let Some(signal) = pid1::next_signal(signals) {
-                if signal != SIGCHLD {
+            // A bounded pass: whoever floods this process with signals must not keep it from reaping and from its deadline.
+            for _ in 0..SIGNALS_A_PASS {
+                let Some((signal, sender)) = pid1::next_signal(signals) else { break };
+                // What comes from inside is for the one who sent it to deliver; only the outside needs this process for that.
+                if signal != SIGCHLD && sender == 0 {
                     forward(program, signal);
                 }
             }

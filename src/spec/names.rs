@@ -125,7 +125,7 @@ pub struct WorkerId {
 }
 
 /// One spawn attempt. Counts up over the life of a daemon, across all workers; every fact about a child carries it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
 #[cfg(test)]

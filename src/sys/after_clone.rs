@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::mount::{ATTR_IDMAP, ATTR_NODEV, ATTR_NOSUID, MountAttr};
 use super::plan::{Given, NOTIFY_TARGET, Plan, Progress, Stage, WORK_TARGET};
-use super::raw::flag::{CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER};
+use super::raw::flag::{CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWUTS};
 use super::raw::{self, Errno};
 
 /// # Safety
@@ -33,6 +33,7 @@ fn at(progress: &Progress, stage: Stage) {
 }
 
 const OPEN_TREE_CLONE: usize = 0x1;
+const AT_RECURSIVE: usize = 0x8000;
 const OPEN_TREE_CLOEXEC: usize = 0o2_000_000;
 
 fn steps(plan: &Plan, progress: &Progress) -> Result<Never, Errno> {
@@ -57,7 +58,8 @@ fn steps(plan: &Plan, progress: &Progress) -> Result<Never, Errno> {
     at(progress, Stage::JoinTemplate);
     raw::setns(raw::fd_arg(plan.template.as_raw_fd()), CLONE_NEWNS)?;
     at(progress, Stage::Unshare);
-    raw::unshare(CLONE_NEWNS | CLONE_NEWCGROUP)?;
+    // All that the clone need not do: it would cost the daemon's loop, here it costs the child.
+    raw::unshare(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWUTS)?;
     at(progress, Stage::JoinNetwork);
     if let Some(net) = &plan.net {
         raw::setns(raw::fd_arg(net.as_raw_fd()), CLONE_NEWNET)?;
@@ -103,7 +105,7 @@ fn mounts(plan: &Plan, progress: &Progress, trees: &Trees) -> Result<(), Errno> 
         let layers = c"lowerdir=/lower,upperdir=/stage/upper,workdir=/stage/work";
         raw::mount(c"overlay", c"/new", c"overlay", MS_NOSUID | MS_NODEV, layers)?;
         for (from, to) in &overlay.carry {
-            let tree = raw::open_tree(CWD, from, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)?;
+            let tree = raw::open_tree(CWD, from, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)?;
             raw::move_mount(tree, CWD, to)?;
         }
         at(progress, Stage::PivotRoot);
@@ -202,6 +204,7 @@ fn loopback_up() -> Result<(), Errno> {
 }
 
 const PR_SET_PDEATHSIG: usize = 1;
+const PR_SET_DUMPABLE: usize = 4;
 const PR_CAPBSET_DROP: usize = 24;
 const PR_SET_NO_NEW_PRIVS: usize = 38;
 const PR_CAP_AMBIENT: usize = 47;
@@ -243,6 +246,8 @@ fn become_worker(plan: &Plan, progress: &Progress) -> Result<(), Errno> {
     if raw::getresuid()? != [plan.uid; 3] || raw::getresgid()? != [plan.gid; 3] {
         return Err(Errno(1));
     }
+    // Changing ids has made the memory that is shared with the daemon dumpable again, where the host's policy says so.
+    raw::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)?;
     at(progress, Stage::Capabilities);
     raw::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)?;
     raw::drop_capabilities()?;

@@ -393,14 +393,15 @@ pub fn signalfd_all() -> Result<i32> {
     raw::check(unsafe { raw::syscall(nr::SIGNALFD4, usize::MAX, at, 8, NONBLOCK_CLOEXEC, 0, 0) }).map(raw::fd_from)
 }
 
-/// The next pending signal, or `None`.
+/// The next pending signal and who sent it, or `None`. The sender is a pid of this namespace; 0 is somebody outside it.
 #[must_use]
-pub fn next_signal(signalfd: i32) -> Option<u32> {
+pub fn next_signal(signalfd: i32) -> Option<(u32, u32)> {
     let mut info = [0_u32; 32];
     let at = info.as_mut_ptr() as usize;
     // SAFETY: the kernel writes one `struct signalfd_siginfo` of 128 bytes.
     match raw::check(unsafe { raw::syscall(nr::READ, raw::fd_arg(signalfd), at, 128, 0, 0, 0) }) {
-        Ok(128) => Some(info[0]),
+        // ssi_signo and ssi_pid.
+        Ok(128) => Some((info[0], info[3])),
         Ok(_) | Err(_) => None,
     }
 }
@@ -412,6 +413,21 @@ pub fn reset_signals() {
     for signal in 1..=64 {
         // SAFETY: the kernel reads one `struct sigaction` of 32 bytes; for KILL and STOP it refuses, which is as well.
         unsafe { raw::syscall(RT_SIGACTION, signal, default.as_ptr() as usize, 0, 8, 0, 0) };
+    }
+}
+
+/// Makes this process one that the out-of-memory killer may take: the daemon that it was cloned from is not.
+pub fn be_killable() {
+    const WRITE_ONLY: usize = 1;
+    let (path, value) = (c"/proc/self/oom_score_adj".as_ptr() as usize, b"0");
+    // SAFETY: the path ends with NUL and the kernel only reads it.
+    let opened = raw::check(unsafe { raw::syscall(nr::OPENAT, raw::fd_arg(-100), path, WRITE_ONLY, 0, 0, 0) });
+    // Without /proc, or refused: then it stays what it is, which is at most too well protected.
+    let Ok(fd) = opened else { return };
+    // SAFETY: the kernel reads one byte of a constant.
+    unsafe { raw::syscall(nr::WRITE, fd, value.as_ptr() as usize, 1, 0, 0, 0) };
+    match raw::close(fd) {
+        Ok(_) | Err(_) => {}
     }
 }
 

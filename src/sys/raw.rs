@@ -64,6 +64,7 @@ pub mod nr {
     pub const SIGNALFD4: usize = 289;
     pub const DUP3: usize = 292;
     pub const PRLIMIT64: usize = 302;
+    pub const OPENAT: usize = 257;
     pub const SETNS: usize = 308;
     pub const SECCOMP: usize = 317;
     pub const EXECVEAT: usize = 322;

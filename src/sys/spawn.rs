@@ -8,8 +8,7 @@ use std::sync::atomic::Ordering;
 use super::after_clone::run_plan;
 use super::plan::{Given, Progress};
 use super::raw::flag::{
-    CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS,
-    CLONE_PIDFD, CLONE_VM,
+    CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, CLONE_PIDFD, CLONE_VM,
 };
 use super::raw::{self, Errno};
 
@@ -33,13 +32,13 @@ pub enum Gone {
 }
 
 impl Birth {
-    /// Clones a child that carries `plan` out on `stack`, inside `cgroup`, in new pid, ipc and uts namespaces; gives back
-    /// its pidfd and pid at once, while it goes on by itself.
+    /// Clones a child that carries `plan` out on `stack`, inside `cgroup`, in a new pid namespace; gives back its pidfd
+    /// and pid at once, while it goes on by itself and makes its other namespaces.
     ///
     /// # Errors
     /// What clone3(2) says: EAGAIN at a process limit, ENOMEM, EBUSY for a cgroup that cannot hold processes.
     pub fn begin(plan: Plan, stack: Stack, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(Self, OwnedFd, i32)> {
-        let mut flags = CLONE_VM | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC;
+        let mut flags = CLONE_VM | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_NEWPID;
         if plan.own_net {
             flags |= CLONE_NEWNET;
         }

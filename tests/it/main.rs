@@ -10,12 +10,14 @@ mod needs;
 mod peer;
 mod place;
 
+mod clients;
 mod control;
 mod crowd;
 mod heartbeats;
 mod input;
 mod isolation;
 mod life;
+mod limits;
 mod logs;
 mod program;
 mod reload;

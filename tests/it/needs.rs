@@ -20,6 +20,8 @@ pub(crate) enum Need<'a> {
     CgroupTree,
     /// This controller, on version 2.
     Cgroup2(&'a str),
+    /// A machine without this controller on version 2, for what is then said.
+    Lacks(&'a str),
     /// User namespaces.
     Userns,
     /// The overlay file system.
@@ -38,6 +40,7 @@ impl fmt::Display for Need<'_> {
             Self::Root => f.write_str("root"),
             Self::CgroupTree => f.write_str("cgroup2"),
             Self::Cgroup2(controller) => write!(f, "cgroup2:{controller}"),
+            Self::Lacks(controller) => write!(f, "lacks:{controller}"),
             Self::Userns => f.write_str("userns"),
             Self::Overlay => f.write_str("overlay"),
             Self::Python3 => f.write_str("python3"),
@@ -57,6 +60,9 @@ impl<'a> Need<'a> {
             "python3" => Self::Python3,
             "varlink-python" => Self::VarlinkPython,
             _ if word.starts_with("descriptors:") => Self::Descriptors(word.split_once(':')?.1.parse().ok()?),
+            _ if word.starts_with("lacks:") => {
+                Self::Lacks(word.strip_prefix("lacks:").filter(|name| !name.is_empty())?)
+            }
             _ => Self::Cgroup2(word.strip_prefix("cgroup2:").filter(|controller| !controller.is_empty())?),
         })
     }
@@ -73,6 +79,7 @@ impl<'a> Need<'a> {
             Self::Cgroup2(controller) => cgroup_mount()
                 .and_then(|mount| fs::read_to_string(mount.join("cgroup.controllers")).ok())
                 .is_some_and(|there| there.split_whitespace().any(|one| one == controller)),
+            Self::Lacks(controller) => !Need::Cgroup2(controller).met(),
             Self::Userns => succeeds("unshare", &["--user", "true"]),
             Self::Overlay => fs::read_to_string("/proc/filesystems")
                 .is_ok_and(|all| all.lines().any(|line| line.split_whitespace().next_back() == Some("overlay"))),
@@ -154,6 +161,7 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Root,
         Need::CgroupTree,
         Need::Cgroup2("memory"),
+        Need::Lacks("cpu"),
         Need::Userns,
         Need::Overlay,
         Need::Python3,

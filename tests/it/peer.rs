@@ -20,9 +20,19 @@ pub(crate) struct Peer {
     unread: Vec<u8>,
 }
 
-/// A call of a method of [`INTERFACE`] as bytes.
+/// A call as bytes; a method without a dot is one of [`INTERFACE`].
 pub(crate) fn call(method: &str, parameters: &Value) -> Vec<u8> {
-    frame(&json!({ "method": format!("{INTERFACE}.{method}"), "parameters": parameters }))
+    flagged(method, parameters, &json!({}))
+}
+
+/// The same with flags, such as `{ "more": true }`.
+pub(crate) fn flagged(method: &str, parameters: &Value, flags: &Value) -> Vec<u8> {
+    let method = if method.contains('.') { method.to_owned() } else { format!("{INTERFACE}.{method}") };
+    let mut call = json!({ "method": method, "parameters": parameters });
+    for (name, flag) in flags.as_object().expect("flags are an object") {
+        call[name] = flag.clone();
+    }
+    frame(&call)
 }
 
 /// A message as bytes.
@@ -57,10 +67,24 @@ impl Peer {
         }
     }
 
-    /// Calls a method of [`INTERFACE`] and gives the next reply.
+    /// Calls a method; a reply is read by whoever wants it.
+    #[track_caller]
+    pub(crate) fn call(&mut self, method: &str, parameters: &Value) -> bool {
+        self.say(&call(method, parameters))
+    }
+
+    /// The error of the next reply, with its reason.
+    #[track_caller]
+    pub(crate) fn refusal(&mut self) -> (String, String) {
+        let reply = self.reply();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&reply["error"]), text(&reply["parameters"]["reason"]))
+    }
+
+    /// Calls a method and gives the next reply.
     #[track_caller]
     pub(crate) fn ask(&mut self, method: &str, parameters: &Value) -> Value {
-        self.say(&call(method, parameters));
+        self.call(method, parameters);
         self.reply()
     }
 
@@ -84,6 +108,7 @@ impl Peer {
                 Ok(0) => return None,
                 Ok(count) => self.unread.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("no reply: {error}"),
             }
         }

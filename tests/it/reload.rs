@@ -115,12 +115,13 @@ fn sighup_does_the_same() {
     daemon.place().configure(AFTER);
     signal(i32::try_from(daemon.pid()).expect("a pid"), Signal::HUP);
     assert_changed(&mut daemon, &before);
-    daemon.place().configure("nonsense = 1\n");
     let after = generations(&daemon);
+    daemon.place().configure("nonsense = 1\n");
     signal(i32::try_from(daemon.pid()).expect("a pid"), Signal::HUP);
     daemon.wait_until("the log says why", |daemon| {
         Some(()).filter(|()| daemon.stderr().lines().any(|line| line.contains("ERROR") && line.contains("nonsense")))
     });
+    daemon.place().configure(AFTER);
     assert_eq!(generations(&daemon), after);
 }
 

@@ -37,7 +37,7 @@ with varlink.Client("unix:" + sys.argv[1]) as client:
         except varlink.InvalidParameter as error:
             assert error.parameters()["parameter"] == "target", error
         with client.open("io.halsup.Control") as other:
-            for count, reply in enumerate(other.Events(last=5, follow=True, _more=True)):
+            for count, reply in enumerate(other.Events(last=0, follow=True, _more=True)):
                 if any(event["worker"] == "web.0" and event["state"] == "healthy" for event in reply["events"]):
                     break
                 if count == 0:

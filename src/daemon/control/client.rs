@@ -250,7 +250,7 @@ impl Client {
         self.message_due = None;
     }
 
-    /// Writes what is on its way. `true`: there is more, and the kernel will not say so.
+    /// Writes what is on its way, within the budget. `true`: there is more, and the kernel will not say so.
     pub(super) fn write(&mut self) -> bool {
         match self.output.write(self.socket.as_fd()) {
             Written::All => {

@@ -61,6 +61,8 @@ impl Daemon {
             };
             client.finish_stream();
             self.take_call(place, client, &frame);
+            // Most answers fit the socket, and then the next call need not wait for the next turn.
+            client.write();
         }
         client.note_calls(drained);
     }
@@ -160,8 +162,7 @@ impl Daemon {
     fn ordered_shutdown(&mut self, asked: Asked, request: &ShutdownRequest) -> Outcome {
         let patience = request.timeout_ms.map_or(self.spec.shutdown_timeout, std::time::Duration::from_millis);
         self.record_order(asked, EventKind::Order, "shut down".into());
-        self.state = crate::protocol::control::DaemonState::Stopping;
-        self.inputs.push(crate::engine::Input::ShutdownRequested(patience));
+        self.begin_shutdown(patience);
         Outcome::Wait(Task::Shutdown(asked.more.then_some(u32::MAX)))
     }
 }

@@ -266,6 +266,7 @@ impl Daemon {
 
     /// Keeps a client, or forgets it if it is gone.
     fn put_back(&mut self, place: u32, mut client: Client) {
+        client.adjust_interest(&self.sources);
         if client.is_gone() {
             return client.end(&mut self.sources);
         }
@@ -284,7 +285,6 @@ impl Daemon {
             let Some(mut client) = self.control.clients.remove(&place) else { continue };
             self.feed(&mut client);
             let more = client.write();
-            client.adjust_interest(&self.sources);
             if !client.is_gone() && (more || client.has_calls() || client.is_read_up() && self.has_news(&client)) {
                 self.sources.again(client.token);
             }

@@ -78,6 +78,22 @@ impl CgroupRoot {
         &self.controllers
     }
 
+    /// Takes the base for this process alone, for as long as the descriptor lives; `None` if another has it.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn lock(&self) -> Result<Option<OwnedFd>, CgroupError> {
+        use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+        let failed = |source| CgroupError::Open { name: self.location.base.display().to_string(), source };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let base = openat(self.base.as_fd(), ".", flags, Mode::empty()).map_err(failed)?;
+        match flock(&base, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(base)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
     pub(super) fn base(&self) -> BorrowedFd<'_> {
         self.base.as_fd()
     }

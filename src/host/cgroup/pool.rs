@@ -8,12 +8,14 @@ use rustix::io::Errno;
 
 use super::controller::Controllers;
 use super::delegate::{CgroupRoot, enable, remove_dir};
-use super::files::{ensure_dir, open_dir};
+use super::files::{ensure_dir, open_dir, write_attribute};
 use super::worker::parse_leaf;
 use super::{CgroupError, Removal};
 use crate::spec::{Generation, PoolName};
 
 const PREFIX: &str = "pool.";
+/// Below a pool there are its workers, and below those nothing.
+const DEPTH: &str = "1";
 /// More cgroups than this are not listed by one walk.
 const WALK_MAX: usize = 65_536;
 /// Directories that are none of ours are named up to this many.
@@ -36,6 +38,14 @@ impl PoolCgroup {
         let name = format!("{PREFIX}{pool}");
         let dir =
             ensure_dir(root.base(), &name).map_err(|source| CgroupError::Create { name: name.clone(), source })?;
+        // A worker never has cgroups of its own; a flood of them would exhaust the kernel's (HARDENING B2). The kernel holds
+        // a new cgroup against the depth of every one above it, so the pool's counts for all its workers.
+        write_attribute(dir.as_fd(), "cgroup.max.depth", DEPTH).map_err(|source| CgroupError::Write {
+            name: name.clone(),
+            file: "cgroup.max.depth",
+            value: DEPTH.to_owned(),
+            source,
+        })?;
         let mut controllers = *root.controllers();
         enable(dir.as_fd(), &name, &mut controllers)?;
         Ok(Self { dir: Arc::new(dir), name, controllers })

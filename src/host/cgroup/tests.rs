@@ -105,6 +105,8 @@ fn a_worker_cgroup_lives_and_goes() {
         worker.events_fd().unwrap();
         assert!(!worker.populated().unwrap());
         assert_eq!(worker.pids(10).unwrap(), Pids::default());
+        let below = rustix::fs::mkdirat(worker.dir(), "below", rustix::fs::Mode::RWXU);
+        assert_eq!(below, Err(rustix::io::Errno::AGAIN), "a worker has no cgroups of its own");
         worker.freeze().unwrap();
         assert!(worker.events().unwrap().frozen, "an empty cgroup is frozen at once");
         worker.thaw().unwrap();

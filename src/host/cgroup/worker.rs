@@ -54,9 +54,6 @@ impl WorkerCgroup {
         mkdirat(pool.dir(), leaf.as_str(), Mode::from_raw_mode(0o755))
             .map_err(|source| CgroupError::Create { name: leaf.clone(), source })?;
         let outcome = Self::open_leaf(pool, leaf.clone()).and_then(|worker| {
-            // A worker never has cgroups of its own; a flood of them would exhaust the kernel's (HARDENING B2).
-            worker.write("cgroup.max.descendants", "0")?;
-            worker.write("cgroup.max.depth", "0")?;
             let enforcement = limits::apply(worker.dir.as_fd(), &worker.leaf, pool.controllers(), limits, mode)?;
             Ok((worker, enforcement))
         });
