@@ -150,6 +150,7 @@ impl Daemon {
             super::log::best_effort(cgroup.remove(), "nothing was ever in it; the next start removes what is left");
         }
         self.chores.push_back(made.chore);
+        self.logs.remove(&worker);
         let name = self.worker_name(worker);
         let failure = start_failure(error.stage(), &error);
         tracing::warn!(target: "spawn", worker = %name, generation = generation.0, "start {name}: {}", failure.text);
@@ -193,9 +194,7 @@ impl Daemon {
         let passed = std::mem::take(&mut ends.theirs);
         let plan = plan(pool, &name, &ids, &self.shared.init, PlanFds { work_dir, notify_dir, overlay, passed })?;
         let log_spec = pool.spec.log;
-        if !self.logs.contains_key(&worker) {
-            self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, log_spec)?);
-        }
+        self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, log_spec)?);
         let cgroup_dir = made.cgroup.as_ref().map(WorkerCgroup::dir);
         let child = spawn::begin(plan, cgroup_dir, self.shared.stacks.pop())?;
         let (Some(cgroup), chore) = (made.cgroup.take(), std::mem::take(&mut made.chore)) else {

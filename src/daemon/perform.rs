@@ -133,7 +133,6 @@ impl Daemon {
     }
 
     fn forget(&mut self, worker: WorkerId) {
-        self.logs.remove(&worker);
         self.forget_limits(worker);
         self.asked_by.remove(&worker);
         self.last_exit.remove(&worker);

@@ -138,9 +138,6 @@ impl Daemon {
         // What the engine alone decides by changes under running workers; everything else needs new ones.
         let program_differs = PoolSpec { policy: change.spec.policy.clone(), ..pool.spec.clone() } != change.spec;
         self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
-        if pool.spec.log != change.spec.log {
-            self.logs.retain(|worker, _| worker.pool != id);
-        }
         *pool = Pool { id, spec: change.spec, prepared: change.prepared };
         if program_differs {
             let workers: Vec<_> =
