@@ -170,6 +170,7 @@ impl Daemon {
             super::log::best_effort(cgroup.remove(), "nothing was ever in it; the next start removes what is left");
         }
         self.chores.push_back(made.chore);
+        self.logs.remove(&worker);
         let failure = start_failure(error.stage(), &error);
         if tries < RETRIES && failure.errno.is_some_and(is_shortage) {
             tracing::debug!(target: "spawn", "start {}: {}; trying again", self.worker_name(worker), failure.text);
@@ -235,9 +236,7 @@ impl Daemon {
         let passed = std::mem::take(&mut ends.theirs);
         let plan = plan(pool, &name, &ids, &self.shared.init, PlanFds { work_dir, notify_dir, overlay, passed })?;
         let log_spec = pool.spec.log;
-        if !self.logs.contains_key(&worker) {
-            self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, log_spec)?);
-        }
+        self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, log_spec)?);
         let cgroup_dir = made.cgroup.as_ref().map(WorkerCgroup::dir);
         let child = spawn::begin(plan, cgroup_dir, self.shared.stacks.pop())?;
         let (Some(cgroup), chore) = (made.cgroup.take(), std::mem::take(&mut made.chore)) else {

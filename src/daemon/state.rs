@@ -107,6 +107,7 @@ pub(super) struct Daemon {
     pub(super) last_exit: BTreeMap<WorkerId, Cause>,
     /// Latest certificates, bounded, oldest first.
     pub(super) certificates: VecDeque<DeathCertificate>,
+    /// The logs of live generations.
     pub(super) logs: BTreeMap<WorkerId, LogFile>,
     pub(super) sources: Sources,
     pub(super) timers: Timers,
