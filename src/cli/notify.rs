@@ -24,7 +24,10 @@ fn send(socket: &str, message: &[u8]) -> std::io::Result<()> {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(socket)?,
     };
-    UnixDatagram::unbound()?.send_to_addr(message, &address).map(drop)
+    let socket = UnixDatagram::unbound()?;
+    // A manager that does not read must not keep a command from ending.
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(message, &address).map(drop)
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ impl Daemon {
     fn begin(&mut self) {
         self.inputs.push(Input::StartRequested(FIRST_START, Target::All));
         self.state = DaemonState::Running;
-        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        self.manager.started(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
         if let Some(interval) = self.manager.watchdog_interval() {
             self.timers.set(clock::after(self.now, interval), Timer::Watchdog);
         }

@@ -7,12 +7,16 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::log::best_effort;
 
 /// A status longer than this is cut, in characters.
 const STATUS_CHARS_MAX: usize = 200;
+
+/// How long the first `READY=1` waits for a manager that is behind with reading.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The service manager.
 #[derive(Debug, Default)]
@@ -51,7 +55,23 @@ impl Manager {
         self.watchdog
     }
 
-    /// Everything is up. Also ends what [`Manager::reloading`] began.
+    /// Everything is up, for the first time. A manager that is behind with reading is waited for a moment: this is what it
+    /// waits for itself.
+    pub(super) fn started(&self, status: &str) {
+        let Some((socket, address)) = &self.socket else { return };
+        let message = format!("READY=1\nSTATUS={}", one_line(status));
+        let sent = rustix::io::ioctl_fionbio(socket, false).and_then(|()| {
+            rustix::net::sockopt::set_socket_timeout(socket, Timeout::Send, Some(PATIENCE))?;
+            rustix::net::sendto(socket, message.as_bytes(), SendFlags::NOSIGNAL, address)
+        });
+        best_effort(sent, "a manager that never reads cannot be told");
+        best_effort(
+            rustix::io::ioctl_fionbio(socket, true),
+            "every later message says by itself that it does not wait",
+        );
+    }
+
+    /// Everything is up again: ends what [`Manager::reloading`] began.
     pub(super) fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }

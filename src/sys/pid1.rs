@@ -5,7 +5,8 @@
 
 use core::ffi::{CStr, c_char};
 
-use super::raw::{self, Errno, Result, nr};
+use super::raw::flag::{CLONE_PIDFD, CLONE_VFORK, CLONE_VM};
+use super::raw::{self, CloneArgs, Errno, Result, nr};
 use crate::protocol::init::{FIRST_PASSED_FD, Header, IMAGE_FD, MAGIC, Report, SOCKET_FD, step};
 
 /// The start image, mapped for the life of the init, its offsets turned into pointers.
@@ -133,27 +134,18 @@ pub fn start_program(image: &Image) -> core::result::Result<Program, NotStarted>
     static mut STACK: ProgramStack = ProgramStack([0; 16 * 1024]);
     let mut attempt = Attempt { image: *image, failed: NotStarted { step: step::CLONE, errno: Errno(0) } };
     let mut pidfd: i32 = -1;
-    const CLONE_VM: u64 = 0x100;
-    const CLONE_PIDFD: u64 = 0x1000;
-    const CLONE_VFORK: u64 = 0x4000;
     const SIGCHLD: u64 = 17;
-    let stack = (&raw mut STACK) as u64;
-    let args: [u64; 11] = [
-        CLONE_VM | CLONE_PIDFD | CLONE_VFORK,
-        (&raw mut pidfd) as u64,
-        0,
-        0,
-        SIGCHLD,
-        stack,
-        size_of::<ProgramStack>() as u64,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let args = CloneArgs {
+        flags: (CLONE_VM | CLONE_PIDFD | CLONE_VFORK) as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: SIGCHLD,
+        stack: (&raw mut STACK) as u64,
+        stack_size: size_of::<ProgramStack>() as u64,
+        ..CloneArgs::default()
+    };
     // SAFETY: vfork keeps this frame and the static stack alive and untouched until the child has exec'd or exited;
     // `program_entry` takes exactly an attempt and does not return.
-    let returned = unsafe { clone3(&args, program_entry, &raw mut attempt) };
+    let returned = unsafe { raw::clone3(&args, program_entry, &raw mut attempt) };
     // SAFETY: the child wrote through a pointer; reading it back volatile keeps the compiler from its earlier knowledge.
     let failed = unsafe { (&raw const attempt.failed).read_volatile() };
     match raw::check(returned) {
@@ -165,33 +157,6 @@ pub fn start_program(image: &Image) -> core::result::Result<Program, NotStarted>
             Ok(Program { pid: raw::fd_from(pid), pidfd })
         }
     }
-}
-
-/// # Safety
-/// `entry` must be sound to run with `attempt`; args must have `CLONE_VFORK` and a stack.
-unsafe fn clone3(args: &[u64; 11], entry: unsafe extern "C" fn(*mut Attempt) -> !, attempt: *mut Attempt) -> isize {
-    let result: isize;
-    // SAFETY: in the parent only rax, rcx and r11 change; the child has a stack of its own and never returns from `entry`.
-    unsafe {
-        core::arch::asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r12",
-            "call r13",
-            "ud2",
-            "2:",
-            inlateout("rax") nr::CLONE3 => result,
-            in("rdi") args.as_ptr(),
-            in("rsi") size_of_val(args),
-            in("r12") attempt,
-            in("r13") entry,
-            lateout("rcx") _,
-            lateout("r11") _,
-        );
-    }
-    result
 }
 
 unsafe extern "C" fn program_entry(attempt: *mut Attempt) -> ! {

@@ -335,3 +335,52 @@ pub fn set_signal_mask(mask: u64) -> Result<u64> {
     check(unsafe { syscall(nr::RT_SIGPROCMASK, SETMASK, new_at, old_at, 8, 0, 0) })?;
     Ok(old)
 }
+
+/// `struct clone_args` of clone3(2), version 2 (with the cgroup).
+#[derive(Debug, Default)]
+#[repr(C, align(8))]
+#[expect(missing_docs, reason = "each is the kernel's own name")]
+pub struct CloneArgs {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+    pub cgroup: u64,
+}
+
+/// clone3(2) of a child that runs `entry` on the stack that `args` names; the parent gets its pid.
+///
+/// # Safety
+/// `args` must have `CLONE_VM` and a stack of the child's own, which outlives it; `entry` must be sound to run with
+/// `argument` beside the caller, or instead of it where `args` has `CLONE_VFORK`.
+pub unsafe fn clone3<T>(args: &CloneArgs, entry: unsafe extern "C" fn(*mut T) -> !, argument: *mut T) -> isize {
+    let result: isize;
+    // SAFETY: in the parent only rax, rcx and r11 change. The child starts with an empty stack, aligned to 16, and calls
+    // `entry`, which does not return, so nothing of this frame is used by it.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") nr::CLONE3 => result,
+            in("rdi") core::ptr::from_ref(args),
+            in("rsi") size_of::<CloneArgs>(),
+            in("r12") argument,
+            in("r13") entry,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}

@@ -11,7 +11,7 @@ use super::raw::flag::{
     CLONE_CLEAR_SIGHAND, CLONE_FILES, CLONE_INTO_CGROUP, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, CLONE_PIDFD,
     CLONE_VM,
 };
-use super::raw::{self, Errno};
+use super::raw::{self, CloneArgs, Errno};
 
 pub use super::plan::{NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stage, WORK_TARGET};
 
@@ -187,23 +187,6 @@ impl Drop for Stack {
     }
 }
 
-/// `struct clone_args` of clone3(2), version 2 (with the cgroup).
-#[derive(Debug, Default)]
-#[repr(C, align(8))]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
-}
-
 /// Makes a user namespace whose ids 0..`count` are `base`..`base + count` outside, and returns its descriptor.
 ///
 /// # Errors
@@ -267,7 +250,7 @@ unsafe fn clone_into(
     // exec; the init inherits the full mask and sets its own.
     let mask = raw::set_signal_mask(u64::MAX).map_err(os)?;
     // SAFETY: the caller vouches for entry, argument and stack; `args` is a complete clone_args.
-    let returned = unsafe { clone3(&args, entry, argument) };
+    let returned = unsafe { raw::clone3(&args, entry, argument) };
     raw::set_signal_mask(mask).map_err(os)?;
     let pid = raw::check(returned).map_err(os)?;
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that nothing else owns.
@@ -277,32 +260,4 @@ unsafe fn clone_into(
 
 fn os(errno: Errno) -> io::Error {
     io::Error::from_raw_os_error(errno.0)
-}
-
-/// # Safety
-/// As [`clone_into`]; with `CLONE_VM` and a stack of its own in `args`.
-unsafe fn clone3(args: &CloneArgs, entry: Entry, argument: *mut libc::c_void) -> isize {
-    let result: isize;
-    // SAFETY: in the parent only rax, rcx and r11 change. The child starts with an empty stack, aligned to 16, and calls
-    // `entry`, which does not return, so nothing of this frame is used by it.
-    unsafe {
-        std::arch::asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r12",
-            "call r13",
-            "ud2",
-            "2:",
-            inlateout("rax") raw::nr::CLONE3 => result,
-            in("rdi") std::ptr::from_ref(args),
-            in("rsi") size_of::<CloneArgs>(),
-            in("r12") argument,
-            in("r13") entry,
-            lateout("rcx") _,
-            lateout("r11") _,
-        );
-    }
-    result
 }

@@ -3,18 +3,13 @@
 use rustix::process::Signal;
 
 use crate::fixture::Daemon;
-use crate::look::{certificates, pid, signal, wait_certificate, wait_healthy, wait_line, worker};
+use crate::look::{
+    ANSWERS_PINGS, certificates, pid, python, signal, wait_certificate, wait_healthy, wait_line, worker,
+};
 use crate::needs::needs;
 
 /// The example workers that users copy.
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/workers");
-
-/// A Python program as a pool's command; its braces are no placeholders.
-fn python(program: &str) -> String {
-    assert!(!program.contains("'''"), "the program is quoted by that");
-    let program = program.replace('{', "{{").replace('}', "}}");
-    format!("command = ['python3', '-c', '''{program}''']\n")
-}
 
 fn example(name: &str, settings: &str) -> Daemon {
     let program = std::fs::read_to_string(format!("{EXAMPLES}/{name}.py")).expect("read the example");
@@ -139,20 +134,11 @@ print('ready', flush=True)
 while True:
     s.send(b'STATUS=flood')
 ";
-    let good = r"
-import json, os, socket
-c = socket.socket(fileno=int(os.environ['HALSUP_CHANNEL_FD']))
-c.send(json.dumps({'kind': 'ready'}).encode())
-while True:
-    frame = json.loads(c.recv(65536))
-    if frame['kind'] == 'ping':
-        c.send(json.dumps({'kind': 'pong', 'id': frame['id']}).encode())
-";
     let mut daemon = Daemon::start(&format!(
         "[pool.bad]\nready = 'notify'\n{}[pool.good]\nready = 'channel'\n{}\
          [pool.good.heartbeat]\nsource = 'channel'\ninterval = '50ms'\ntimeout = '2s'\nmax_missed = 1\n",
         python(bad),
-        python(good)
+        python(ANSWERS_PINGS)
     ));
     wait_healthy(&mut daemon, 2);
     wait_line(&mut daemon, "bad.0", |line| line == "ready");

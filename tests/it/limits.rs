@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::fixture::Daemon;
-use crate::look::{certificates, wait_certificate, wait_healthy, wait_line, worker};
+use crate::look::{ANSWERS_PINGS, certificates, python, wait_certificate, wait_healthy, wait_line, worker};
 use crate::needs::needs;
 use crate::place::halsup;
 
@@ -63,21 +63,11 @@ while True:
         break
 time.sleep(1000)
 ";
-    let neighbour = r"
-import json, os, socket
-c = socket.socket(fileno=int(os.environ['HALSUP_CHANNEL_FD']))
-c.send(json.dumps({'kind': 'ready'}).encode())
-while True:
-    frame = json.loads(c.recv(65536))
-    if frame['kind'] == 'ping':
-        c.send(json.dumps({'kind': 'pong', 'id': frame['id']}).encode())
-"
-    .replace('{', "{{")
-    .replace('}', "}}");
     let mut daemon = Daemon::start(&format!(
         "[pool.bomb]\npids = 20\ncommand = ['python3', '-c', '''{bomb}''']\n\
-         [pool.calm]\nready = 'channel'\ncommand = ['python3', '-c', '''{neighbour}''']\n\
-         [pool.calm.heartbeat]\nsource = 'channel'\ninterval = '100ms'\ntimeout = '3s'\nmax_missed = 1\n"
+         [pool.calm]\nready = 'channel'\n{}\
+         [pool.calm.heartbeat]\nsource = 'channel'\ninterval = '100ms'\ntimeout = '3s'\nmax_missed = 1\n",
+        python(ANSWERS_PINGS)
     ));
     let lines = wait_line(&mut daemon, "bomb.0", |line| line.starts_with("refused"));
     assert_eq!(lines.last().map(String::as_str), Some("refused after 18 11"), "init and program are two of the twenty");

@@ -80,3 +80,21 @@ pub(crate) fn signal(pid: i32, signal: rustix::process::Signal) {
     let pidfd = pidfd_open(named, PidfdFlags::empty()).unwrap_or_else(|error| panic!("open pidfd of {pid}: {error}"));
     pidfd_send_signal(&pidfd, signal).unwrap_or_else(|error| panic!("signal {pid}: {error}"));
 }
+
+/// A Python program that is ready on its channel and answers every ping.
+pub(crate) const ANSWERS_PINGS: &str = r"
+import json, os, socket
+c = socket.socket(fileno=int(os.environ['HALSUP_CHANNEL_FD']))
+c.send(json.dumps({'kind': 'ready'}).encode())
+while True:
+    frame = json.loads(c.recv(65536))
+    if frame['kind'] == 'ping':
+        c.send(json.dumps({'kind': 'pong', 'id': frame['id']}).encode())
+";
+
+/// A Python program as a pool's command; its braces are no placeholders.
+pub(crate) fn python(program: &str) -> String {
+    assert!(!program.contains("'''"), "the program is quoted by that");
+    let program = program.replace('{', "{{").replace('}', "}}");
+    format!("command = ['python3', '-c', '''{program}''']\n")
+}
