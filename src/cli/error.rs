@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::exit_code::ExitCode;
 use crate::protocol::control::{CallFailure, Error as ControlError, Failure};
+use crate::protocol::escape;
 use crate::protocol::service::ServiceError;
 
 /// How many failed workers one error names.
@@ -149,10 +150,9 @@ fn incomplete(what: &str, achieved: u32, wanted: u32, failures: &[Failure]) -> S
 }
 
 fn located(path: &Option<PathBuf>, lines: &[String]) -> String {
-    let located: Vec<_> = lines
-        .iter()
-        .map(|line| path.as_ref().map_or_else(|| line.clone(), |path| format!("{}: {line}", path.display())))
-        .collect();
+    // Lines are printed one by one: a path must not begin a line of its own.
+    let begin = path.as_ref().map_or_else(String::new, |path| format!("{}: ", escape::text(&path.to_string_lossy())));
+    let located: Vec<_> = lines.iter().map(|line| format!("{begin}{line}")).collect();
     located.join("\n")
 }
 

@@ -42,6 +42,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use crate::exit_code::ExitCode;
+use crate::protocol::escape;
 use crate::spec::InstanceName;
 use context::Context;
 use error::Error;
@@ -146,9 +147,28 @@ fn usage(mut error: clap::Error) -> ExitCode {
         };
     }
     suggest_dashes(&mut error);
-    let text = error.render().to_string();
-    output::complain_text(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+    output::complain_text(&usage_sentence(error));
     ExitCode::Usage
+}
+
+/// What clap says in paragraphs, as one sentence; what the caller wrote is escaped before it can begin a paragraph.
+fn usage_sentence(mut error: clap::Error) -> String {
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue, ContextKind::InvalidSubcommand] {
+        let Some(ContextValue::String(written)) = error.get(kind) else { continue };
+        let safe = escape::text(written).into_owned();
+        error.insert(kind, ContextValue::String(safe));
+    }
+    let text = error.render().to_string();
+    let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.starts_with("For more information"));
+    let parts = paragraphs.map(|paragraph| {
+        let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+        match line.split_once(": ") {
+            Some(("error" | "tip", rest)) => rest.to_owned(),
+            Some(("Usage", rest)) => format!("usage: {rest}"),
+            Some(_) | None => line,
+        }
+    });
+    parts.collect::<Vec<_>>().join("; ")
 }
 
 /// Whoever writes `halsup up python3 -m http.server` is told that the whole command goes after `--`, not its option alone.

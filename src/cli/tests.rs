@@ -29,6 +29,26 @@ fn a_program_without_dashes_is_told_where_they_go() {
 }
 
 #[test]
+fn a_wrong_command_line_is_one_line() {
+    for (line, sentence) in [
+        ("pss", "unrecognized subcommand 'pss'; a similar subcommand exists: 'ps'; usage: halsup [OPTIONS] <COMMAND>"),
+        (
+            "scale web",
+            "the following required arguments were not provided: <COUNT>; usage: halsup scale <POOL> <COUNT>",
+        ),
+        (
+            "completions cobol",
+            "invalid value 'cobol' for '<SHELL>' [possible values: bash, elvish, fish, powershell, zsh]",
+        ),
+    ] {
+        assert_eq!(usage_sentence(parse(line).unwrap_err()), sentence);
+    }
+    let evil = Arguments::try_parse_from(["halsup", "scale", "web", "1\n\nUsage: \u{1b}[2J"]).unwrap_err();
+    let sentence = usage_sentence(evil);
+    assert!(sentence.starts_with("invalid value '1\\n\\nUsage: \\x1b[2J' for '<COUNT>'"), "{sentence}");
+}
+
+#[test]
 fn every_verb_is_understood() {
     for line in [
         "daemon run",

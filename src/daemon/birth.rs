@@ -19,6 +19,7 @@ use super::live::{Evidence, Live, Watched};
 use super::pool::Pool;
 use super::sources::{Source, Sources};
 use super::state::{Chore, Daemon, Freed, Place};
+use super::timers::Timer;
 use crate::engine::{Input, Time};
 use crate::host::cgroup::{CgroupError, Enforcement, WorkerCgroup};
 use crate::host::identity::{IdentityError, MAPPED_RANGE, user_namespace};
@@ -110,6 +111,16 @@ pub(super) fn start_failure(stage: &str, error: &(dyn std::error::Error + 'stati
     StartFailure { stage: stage.to_owned(), errno: errno_of(error), text: chain(error) }
 }
 
+/// How often a spawn is tried again for which the host had no room.
+const RETRIES: u32 = 8;
+/// The first pause; it doubles.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether an error says that the host has no room now: EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC, EDQUOT.
+const fn is_shortage(errno: i32) -> bool {
+    matches!(errno, 11 | 12 | 23 | 24 | 28 | 122)
+}
+
 /// Who a worker runs as, outside and inside.
 struct Ids {
     /// What is free again when it has ended.
@@ -144,14 +155,46 @@ struct Made {
 impl Daemon {
     /// Starts a worker; what fails becomes `SpawnFailed` in the next turn.
     pub(super) fn spawn(&mut self, worker: WorkerId, generation: Generation) {
+        self.spawn_once(worker, generation, 0);
+    }
+
+    /// Starts a worker that the host had no room for `tries` times.
+    ///
+    /// A shortage of the host is no fault of the worker, so it does not count towards its crash barrier: the same spawn is
+    /// tried again, with growing pauses, for about ten seconds or until the engine wants it no more.
+    pub(super) fn spawn_once(&mut self, worker: WorkerId, generation: Generation, tries: u32) {
+        self.postponed.remove(&worker);
         let mut made = Made::default();
         let Err(error) = self.try_spawn(worker, generation, &mut made) else { return };
         if let Some(cgroup) = made.cgroup {
             super::log::best_effort(cgroup.remove(), "nothing was ever in it; the next start removes what is left");
         }
         self.chores.push_back(made.chore);
-        let name = self.worker_name(worker);
+        self.logs.remove(&worker);
         let failure = start_failure(error.stage(), &error);
+        if tries < RETRIES && failure.errno.is_some_and(is_shortage) {
+            tracing::debug!(target: "spawn", "start {}: {}; trying again", self.worker_name(worker), failure.text);
+            let pause = RETRY_PAUSE.saturating_mul(1 << tries);
+            self.timers.set(super::clock::after(self.now, pause), Timer::Spawn(worker, generation, tries + 1));
+            self.postponed.insert(worker, (generation, failure));
+            return;
+        }
+        self.spawn_failed(worker, generation, failure);
+    }
+
+    /// Gives up a spawn that was to be tried again.
+    pub(super) fn give_up_spawn(&mut self, worker: WorkerId, generation: Generation) {
+        match self.postponed.remove(&worker) {
+            Some((known, failure)) if known == generation => self.spawn_failed(worker, generation, failure),
+            Some(other) => {
+                self.postponed.insert(worker, other);
+            }
+            None => {}
+        }
+    }
+
+    fn spawn_failed(&mut self, worker: WorkerId, generation: Generation, failure: StartFailure) {
+        let name = self.worker_name(worker);
         tracing::warn!(target: "spawn", worker = %name, generation = generation.0, "start {name}: {}", failure.text);
         let evidence = Evidence { start_failure: Some(failure), ..Evidence::default() };
         self.evidence.insert((worker, generation), evidence);
@@ -193,9 +236,7 @@ impl Daemon {
         let passed = std::mem::take(&mut ends.theirs);
         let plan = plan(pool, &name, &ids, &self.shared.init, PlanFds { work_dir, notify_dir, overlay, passed })?;
         let log_spec = pool.spec.log;
-        if !self.logs.contains_key(&worker) {
-            self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, log_spec)?);
-        }
+        self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, log_spec)?);
         let cgroup_dir = made.cgroup.as_ref().map(WorkerCgroup::dir);
         let child = spawn::begin(plan, cgroup_dir, self.shared.stacks.pop())?;
         let (Some(cgroup), chore) = (made.cgroup.take(), std::mem::take(&mut made.chore)) else {

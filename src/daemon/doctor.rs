@@ -26,20 +26,11 @@ pub(super) fn checks(instance: &InstanceName) -> Vec<Check> {
     checks
 }
 
-/// What is only done another way is no fault: it is well, and says how.
+/// What halsup can do without is no fault, but it is not there either: well, and with what that means as its fix.
 fn check(probe: Probe) -> Check {
-    let fix = (!probe.fix.is_empty()).then_some(probe.fix);
-    match (probe.ok, probe.weight) {
-        (true, _) => Check { name: probe.name, ok: true, found: probe.found, fix: None },
-        (false, Weight::Needed) => Check { name: probe.name, ok: false, found: probe.found, fix },
-        (false, Weight::Optional) => {
-            let found = match fix {
-                Some(instead) => format!("{} (optional: {instead})", probe.found),
-                None => format!("{} (optional)", probe.found),
-            };
-            Check { name: probe.name, ok: true, found, fix: None }
-        }
-    }
+    let fix = (!probe.ok && !probe.fix.is_empty()).then_some(probe.fix);
+    let found = probe.found.strip_prefix(&format!("{} ", probe.name)).unwrap_or(&probe.found).to_owned();
+    Check { name: probe.name, ok: probe.ok || probe.weight == Weight::Optional, found, fix }
 }
 
 /// The hard limit, to which the daemon raises its own.
@@ -107,7 +98,7 @@ mod tests {
         let needed = check(probe(Weight::Needed));
         assert_eq!((needed.ok, needed.fix.as_deref()), (false, Some("get one")));
         let optional = check(probe(Weight::Optional));
-        assert_eq!((optional.ok, optional.found.as_str()), (true, "missing (optional: get one)"));
+        assert_eq!((optional.ok, optional.found.as_str(), optional.fix.as_deref()), (true, "missing", Some("get one")));
     }
 
     #[test]

@@ -84,6 +84,11 @@ impl Daemon {
         while let Some(timer) = self.timers.pop(self.now) {
             match timer {
                 Timer::RemoveCgroup(worker, generation) => self.empty(worker, generation),
+                Timer::Spawn(worker, generation, tries) => {
+                    if self.postponed.get(&worker).is_some_and(|(known, _)| *known == generation) {
+                        self.spawn_once(worker, generation, tries);
+                    }
+                }
                 Timer::ReadyProbe(worker, generation) => self.on_ready_probe_timer(worker, generation),
                 Timer::ProbeTimeout(place, number) => self.on_probe_timeout(place, number),
                 Timer::ClientTimeout(place, number) => self.on_client_timeout(place, number),

@@ -101,7 +101,8 @@ impl Daemon {
         let stats = live.cgroup.stats().ok();
         let peak = stats.and_then(|stats| stats.memory_peak_bytes);
         let mut last_output = String::new();
-        if let Some(log) = self.logs.get_mut(&worker) {
+        // Closed with the generation: who is stopped holds no descriptors, and who starts anew does so by its latest spec.
+        if let Some(mut log) = self.logs.remove(&worker) {
             log.flush(clock::wall());
             last_output = String::from_utf8_lossy(&log.tail()).into_owned();
         }

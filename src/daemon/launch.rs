@@ -374,6 +374,7 @@ fn assemble(
         next_pool: 0,
         leaving: BTreeSet::new(),
         live: BTreeMap::new(),
+        postponed: BTreeMap::new(),
         evidence: BTreeMap::new(),
         asked_by: BTreeMap::new(),
         last_exit: BTreeMap::new(),

@@ -55,7 +55,7 @@ pub struct RunOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Not root.
-    #[error("halsup has to run as root: namespaces, cgroups and identities of workers need it (try sudo)")]
+    #[error("the daemon has to run as root: namespaces, cgroups and identities of workers need it (try sudo)")]
     NotRoot,
     /// Another daemon has the state directory.
     #[error("another halsup daemon{} runs with directory {path}", .pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]

@@ -44,6 +44,7 @@ impl Daemon {
     }
 
     fn kill(&mut self, worker: WorkerId, generation: Generation) {
+        self.give_up_spawn(worker, generation);
         let Some(live) = self.live_mut(worker, generation) else { return };
         if let Err(error) = live.cgroup.kill() {
             tracing::warn!(target: "worker", "kill {}: {}", self.worker_name(worker), super::birth::chain(&error));
@@ -133,7 +134,6 @@ impl Daemon {
     }
 
     fn forget(&mut self, worker: WorkerId) {
-        self.logs.remove(&worker);
         self.forget_limits(worker);
         self.asked_by.remove(&worker);
         self.last_exit.remove(&worker);
@@ -152,11 +152,7 @@ impl Daemon {
     pub(super) fn forget_pool(&mut self, id: PoolId) {
         self.leaving.remove(&id);
         let Some(pool) = self.pools.remove(&id) else { return };
-        for (listen, _) in &pool.prepared.listeners {
-            if let crate::spec::Listen::Unix(path) = listen {
-                super::log::best_effort(std::fs::remove_file(path), "somebody else has removed it");
-            }
-        }
+        pool.prepared.unlink_sockets();
         if self.names.get(&pool.spec.name) == Some(&id) {
             self.names.remove(&pool.spec.name);
         }

@@ -105,6 +105,17 @@ pub(super) struct Prepared {
     pub(super) rlimits: Vec<(u32, u64)>,
 }
 
+impl Prepared {
+    /// Removes the names of its unix sockets.
+    pub(super) fn unlink_sockets(&self) {
+        for (listen, _) in &self.listeners {
+            if let Listen::Unix(path) = listen {
+                super::log::best_effort(std::fs::remove_file(path), "somebody else has removed it");
+            }
+        }
+    }
+}
+
 /// A pool.
 #[derive(Debug)]
 pub(super) struct Pool {

@@ -63,7 +63,11 @@ impl Daemon {
         let wanted: BTreeMap<PoolName, PoolSpec> =
             config.pools.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         // First everything that can fail, on the side; then everything that cannot.
-        let prepared = self.prepare_changes(&wanted, &config.daemon)?;
+        let mut prepared = Vec::new();
+        if let Err(sentence) = self.prepare_changes(&wanted, &config.daemon, &mut prepared) {
+            self.discard(&wanted, prepared);
+            return Err(sentence);
+        }
         let gone: Vec<(PoolName, PoolId)> =
             self.names.iter().filter(|(name, _)| !wanted.contains_key(*name)).map(|(n, i)| (n.clone(), *i)).collect();
         for (name, id) in gone {
@@ -97,10 +101,10 @@ impl Daemon {
         &mut self,
         wanted: &BTreeMap<PoolName, PoolSpec>,
         daemon: &crate::spec::DaemonSpec,
-    ) -> Result<Vec<Change>, String> {
+        changes: &mut Vec<Change>,
+    ) -> Result<(), String> {
         let Some(cgroups) = &self.cgroups else { return Err("the daemon has no cgroup".to_owned()) };
         let mut templates = Templates::default();
-        let mut changes = Vec::new();
         for spec in wanted.values() {
             let running = self.names.get(&spec.name).and_then(|id| self.pools.get(id));
             if running.is_some_and(|pool| pool.spec == *spec) {
@@ -130,7 +134,23 @@ impl Daemon {
             })?;
             changes.push(Change { spec: spec.clone(), prepared });
         }
-        Ok(changes)
+        Ok(())
+    }
+
+    /// Removes what was prepared for pools that do not come to be: of those that run, everything is theirs.
+    fn discard(&self, wanted: &BTreeMap<PoolName, PoolSpec>, changes: Vec<Change>) {
+        let Some(cgroups) = &self.cgroups else { return };
+        let is_there = |name: &PoolName| self.pools.values().any(|pool| pool.spec.name == *name);
+        for change in changes.iter().filter(|change| !is_there(&change.spec.name)) {
+            change.prepared.unlink_sockets();
+        }
+        drop(changes);
+        for name in wanted.keys().filter(|name| !is_there(name)) {
+            // Most were not reached, and have none.
+            if let Ok(cgroup) = cgroups.open_pool(name) {
+                super::log::best_effort(cgroup.remove(cgroups), "empty; the next reload takes it over");
+            }
+        }
     }
 
     fn redefine(&mut self, id: PoolId, change: Change) {
@@ -138,9 +158,6 @@ impl Daemon {
         // What the engine alone decides by changes under running workers; everything else needs new ones.
         let program_differs = PoolSpec { policy: change.spec.policy.clone(), ..pool.spec.clone() } != change.spec;
         self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
-        if pool.spec.log != change.spec.log {
-            self.logs.retain(|worker, _| worker.pool != id);
-        }
         *pool = Pool { id, spec: change.spec, prepared: change.prepared };
         if program_differs {
             let workers: Vec<_> =

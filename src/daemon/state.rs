@@ -24,7 +24,7 @@ use crate::host::cgroup::CgroupRoot;
 use crate::host::identity::IdPool;
 use crate::host::logfile::LogFile;
 use crate::host::spawn::Stack;
-use crate::protocol::control::{Cause, DaemonState, DeathCertificate};
+use crate::protocol::control::{Cause, DaemonState, DeathCertificate, StartFailure};
 use crate::spec::{DaemonSpec, Generation, PoolId, PoolName, WorkerId};
 
 /// Directories and descriptors that all workers share.
@@ -98,6 +98,8 @@ pub(super) struct Daemon {
     /// Pools that are wanted no more and still have workers.
     pub(super) leaving: BTreeSet<PoolId>,
     pub(super) live: BTreeMap<WorkerId, Live>,
+    /// Spawns that the host had no room for and that are tried again, with what was in the way.
+    pub(super) postponed: BTreeMap<WorkerId, (Generation, StartFailure)>,
     /// What is known of ended generations that have no certificate yet.
     pub(super) evidence: BTreeMap<(WorkerId, Generation), Evidence>,
     /// Who asked last for something to happen to a worker.
@@ -105,6 +107,7 @@ pub(super) struct Daemon {
     pub(super) last_exit: BTreeMap<WorkerId, Cause>,
     /// Latest certificates, bounded, oldest first.
     pub(super) certificates: VecDeque<DeathCertificate>,
+    /// The logs of live generations.
     pub(super) logs: BTreeMap<WorkerId, LogFile>,
     pub(super) sources: Sources,
     pub(super) timers: Timers,

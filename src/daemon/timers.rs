@@ -10,6 +10,8 @@ use crate::spec::{Generation, WorkerId};
 pub(super) enum Timer {
     /// Try once more to remove an ended worker's cgroup.
     RemoveCgroup(WorkerId, Generation),
+    /// Try a spawn once more.
+    Spawn(WorkerId, Generation, u32),
     /// Ask a worker once more whether it is ready.
     ReadyProbe(WorkerId, Generation),
     /// A probe has had its time, by the probe's place and number.

@@ -28,6 +28,10 @@ pub(crate) enum Need<'a> {
     Overlay,
     /// Python 3 with its standard library.
     Python3,
+    /// An interpreter with the package `varlink`, which `HALSUP_TEST_VARLINK_PYTHON` names.
+    VarlinkPython,
+    /// This many open files for one process.
+    Descriptors(u64),
 }
 
 impl fmt::Display for Need<'_> {
@@ -40,6 +44,8 @@ impl fmt::Display for Need<'_> {
             Self::Userns => f.write_str("userns"),
             Self::Overlay => f.write_str("overlay"),
             Self::Python3 => f.write_str("python3"),
+            Self::VarlinkPython => f.write_str("varlink-python"),
+            Self::Descriptors(count) => write!(f, "descriptors:{count}"),
         }
     }
 }
@@ -52,6 +58,8 @@ impl<'a> Need<'a> {
             "userns" => Self::Userns,
             "overlay" => Self::Overlay,
             "python3" => Self::Python3,
+            "varlink-python" => Self::VarlinkPython,
+            _ if word.starts_with("descriptors:") => Self::Descriptors(word.split_once(':')?.1.parse().ok()?),
             _ if word.starts_with("lacks:") => {
                 Self::Lacks(word.strip_prefix("lacks:").filter(|name| !name.is_empty())?)
             }
@@ -76,8 +84,18 @@ impl<'a> Need<'a> {
             Self::Overlay => fs::read_to_string("/proc/filesystems")
                 .is_ok_and(|all| all.lines().any(|line| line.split_whitespace().next_back() == Some("overlay"))),
             Self::Python3 => succeeds("python3", &["-c", "import http.server"]),
+            Self::VarlinkPython => varlink_python().is_some_and(|python| succeeds(&python, &["-c", "import varlink"])),
+            Self::Descriptors(count) => {
+                let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+                limit.maximum.is_none_or(|maximum| maximum >= count)
+            }
         }
     }
+}
+
+/// The interpreter that has the package `varlink`.
+pub(crate) fn varlink_python() -> Option<String> {
+    std::env::var("HALSUP_TEST_VARLINK_PYTHON").ok().filter(|path| !path.is_empty())
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
@@ -147,6 +165,8 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Userns,
         Need::Overlay,
         Need::Python3,
+        Need::VarlinkPython,
+        Need::Descriptors(12_000),
     ];
     let list = needs.map(|need| need.to_string());
     assert_eq!(parse_list(&list.join(",")), Ok(needs.to_vec()));
@@ -158,6 +178,7 @@ fn a_list_of_needs_is_read_back_as_written() {
 fn an_unknown_need_is_an_error_and_not_ignored() {
     assert_eq!(parse_list("root,cgroup:memory"), Err("cgroup:memory"));
     assert_eq!(parse_list("cgroup2:"), Err("cgroup2:"));
+    assert_eq!(parse_list("descriptors:many"), Err("descriptors:many"));
 }
 
 #[test]

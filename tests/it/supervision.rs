@@ -190,3 +190,23 @@ fn a_restart_is_a_new_generation() {
     assert_ne!(first["generation"], second["generation"]);
     assert_eq!(wait_certificate(&mut daemon, "web.0", 1)["cause"], "requested");
 }
+
+#[test]
+fn a_shortage_of_the_host_is_waited_out_and_is_no_crash() {
+    needs!(Root, CgroupTree);
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let mut daemon = Daemon::start(
+        "log_level = 'debug'\n[pool.web]\nmin = 0\nmax = 3\ncommand = ['sleep', 'infinity']\n[pool.web.restart]\nmax_restarts = 0\n",
+    );
+    let pid = Pid::from_raw(i32::try_from(daemon.pid()).expect("a pid"));
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("list descriptors").count() as u64;
+    let before = prlimit(pid, Resource::Nofile, Rlimit { current: Some(open + 4), maximum: Some(20_000) });
+    let before = before.expect("lower its limit");
+    let mut scaling = daemon.place().command(&["scale", "web", "1"]).spawn().expect("ask for a worker");
+    daemon.wait_until("the shortage is met", |daemon| Some(()).filter(|()| daemon.stderr().contains("trying again")));
+    let raised = Rlimit { current: before.current, maximum: Some(20_000) };
+    prlimit(pid, Resource::Nofile, raised).expect("raise its limit");
+    assert!(scaling.wait().expect("wait for the order").success());
+    wait_healthy(&mut daemon, 1);
+    assert_eq!(certificates(&daemon, "web.0").len(), 0);
+}
