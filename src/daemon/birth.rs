@@ -17,7 +17,7 @@ use super::environment::{self, WORK_DIR};
 use super::live::{Evidence, Live, Watched};
 use super::pool::Pool;
 use super::sources::{Source, Sources};
-use super::state::{Chore, Daemon};
+use super::state::{Chore, Daemon, Freed};
 use crate::engine::Input;
 use crate::host::cgroup::{CgroupError, Enforcement, WorkerCgroup};
 use crate::host::identity::{IdentityError, MAPPED_RANGE, user_namespace};
@@ -121,6 +121,17 @@ struct Ids {
     userns: Option<Rc<OwnedFd>>,
 }
 
+impl Ids {
+    /// What nobody owns files under any more once the worker's directory is gone; a range may still own an overlay.
+    fn freed_with_work_dir(&self, root: &Root) -> Option<Freed> {
+        match (self.number, &self.userns, root) {
+            (Some(range), Some(_), Root::Host) => Some(Freed::Range(range)),
+            (Some(id), None, Root::Host | Root::Directory(_)) => Some(Freed::Id(id)),
+            (Some(_), Some(_), Root::Directory(_)) | (None, _, _) => None,
+        }
+    }
+}
+
 /// The daemon's ends of a worker's sockets, and the worker's.
 struct Ends {
     init: OwnedFd,
@@ -170,7 +181,7 @@ impl Daemon {
         made.cgroup = Some(cgroup);
         let place = format!("{name}-{}", generation.0);
         let ids = take_ids(pool, &self.spec, &mut self.shared.ids, &mut self.shared.ranges)?;
-        made.chores.push(Chore::Work { name: place.clone(), id: ids.number.filter(|_| ids.userns.is_none()) });
+        made.chores.push(Chore::Work { name: place.clone(), frees: ids.freed_with_work_dir(&pool.spec.root) });
         let prefer = if pool.spec.root == Root::Host { LinkKind::Symlink } else { LinkKind::HardLink };
         let owner = Owner { uid: ids.uid, gid: ids.gid };
         let links = &pool.prepared.links;
@@ -266,8 +277,8 @@ impl Daemon {
         if pool.spec.root == Root::Host {
             return Ok(None);
         }
-        let range = ids.number.filter(|_| ids.userns.is_some());
-        made.chores.push(Chore::Overlay { name: place.to_owned(), range });
+        let frees = ids.number.filter(|_| ids.userns.is_some()).map(Freed::Range);
+        made.chores.push(Chore::Overlay { name: place.to_owned(), frees });
         let stage = make_dir(self.shared.overlay_dirs.as_fd(), place, 0o700).map_err(step("make its overlay"))?;
         let upper = make_dir(stage.as_fd(), "upper", 0o755).map_err(step("make its overlay"))?;
         make_dir(stage.as_fd(), "work", 0o700).map_err(step("make its overlay"))?;
@@ -438,6 +449,28 @@ pub(super) fn release(stacks: &mut Vec<crate::host::spawn::Stack>, birth: Option
         let stack = birth.release(gone);
         if stacks.len() < STACKS_MAX {
             stacks.push(stack);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_is_freed_by_exactly_one_of_its_trees() {
+        let userns = || Some(Rc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap())));
+        let ids = |number, userns| Ids { number, uid: 1, gid: 1, inside: (1, 1), userns };
+        let directory = Root::Directory("/srv".into());
+        for (ids, root, freed) in [
+            (ids(Some(7), None), &Root::Host, Some(Freed::Id(7))),
+            (ids(Some(7), None), &directory, Some(Freed::Id(7))),
+            (ids(Some(7), userns()), &Root::Host, Some(Freed::Range(7))),
+            // Its overlay frees it.
+            (ids(Some(7), userns()), &directory, None),
+            (ids(None, None), &Root::Host, None),
+        ] {
+            assert_eq!(ids.freed_with_work_dir(root), freed, "{root:?}");
         }
     }
 }

@@ -10,7 +10,7 @@ use super::clock;
 use super::live::{Evidence, Live, Phase};
 use super::reports::Budget;
 use super::sources::Source;
-use super::state::{Chore, Daemon};
+use super::state::{Chore, Daemon, Freed};
 use super::timers::Timer;
 use crate::engine::{Ended, Input};
 use crate::host::cgroup::Removal;
@@ -201,9 +201,11 @@ impl Daemon {
         };
         match workdir::remove_bounded(parent.as_fd(), name, ENTRIES_A_TURN) {
             Ok(workdir::Removal::Done) => match chore {
-                Chore::Work { id: Some(id), .. } => self.shared.ids.give_back(id),
-                Chore::Overlay { range: Some(range), .. } => self.shared.ranges.give_back(range),
-                Chore::Work { id: None, .. } | Chore::Notify(_) | Chore::Overlay { range: None, .. } => {}
+                Chore::Work { frees: Some(freed), .. } | Chore::Overlay { frees: Some(freed), .. } => match freed {
+                    Freed::Id(id) => self.shared.ids.give_back(id),
+                    Freed::Range(range) => self.shared.ranges.give_back(range),
+                },
+                Chore::Work { frees: None, .. } | Chore::Notify(_) | Chore::Overlay { frees: None, .. } => {}
             },
             Ok(workdir::Removal::MoreWork) => self.chores.push_back(chore),
             // What cannot be removed keeps its id, so that nobody else comes to own it; the next start tries again.

@@ -39,7 +39,7 @@ pub(super) struct Shared {
     pub(super) overlay_dirs: OwnedFd,
     /// `<state_dir>/logs/workers`.
     pub(super) log_dir: OwnedFd,
-    /// `/dev/null`, read-write.
+    /// A `/dev/null` of the workers' own, read-write.
     pub(super) null: OwnedFd,
     /// Private uids: number N is `uid_base + N`.
     pub(super) ids: IdPool,
@@ -54,12 +54,21 @@ pub(super) struct Shared {
 /// A tree that is removed piece by piece, a budget a turn.
 #[derive(Debug)]
 pub(super) enum Chore {
-    /// A directory below `Shared::work_dirs`; then the id that its files belong to is free.
-    Work { name: String, id: Option<u32> },
+    /// A directory below `Shared::work_dirs`.
+    Work { name: String, frees: Option<Freed> },
     /// A directory below `Shared::notify_dirs`.
     Notify(String),
-    /// A directory below `Shared::overlay_dirs`; then the range that its files belong to is free.
-    Overlay { name: String, range: Option<u32> },
+    /// A directory below `Shared::overlay_dirs`.
+    Overlay { name: String, frees: Option<Freed> },
+}
+
+/// What a tree's files belong to, free once it is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Freed {
+    /// A number of `Shared::ids`.
+    Id(u32),
+    /// A number of `Shared::ranges`.
+    Range(u32),
 }
 
 /// The daemon.
