@@ -28,6 +28,8 @@ use crate::engine::{Engine, Input, State, Target};
 use crate::host::cgroup::{CgroupRoot, Location, WorkerCgroup};
 use crate::host::identity::IdPool;
 use crate::host::init_image::init_program;
+use crate::host::mounts::private_null;
+use crate::host::own_dir::{OwnDirError, own_dir};
 use crate::host::spawn::{PASSED_MAX, close_inherited, set_undumpable};
 use crate::protocol::control::DaemonState;
 use crate::spec::{Config, DaemonSpec};
@@ -88,9 +90,9 @@ impl Daemon {
                 continue;
             }
             self.chores.push_back(match kind {
-                "work" => Chore::Work { name, id: None },
+                "work" => Chore::Work { name, frees: None },
                 "notify" => Chore::Notify(name),
-                _ => Chore::Overlay { name, range: None },
+                _ => Chore::Overlay { name, frees: None },
             });
         }
     }
@@ -189,26 +191,12 @@ fn broken(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error +
     move |source| Error::Directory { operation, path: path.clone(), source }
 }
 
-/// Makes a directory if need be and opens it; refuses one that others could change.
+/// Makes a directory if need be and opens it; refuses one that others could change or replace.
 fn directory(path: &Path, mode: u32) -> Result<OwnedFd, Error> {
-    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-    let parent = path.parent().unwrap_or(path);
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(broken("make", parent))?;
-    match std::fs::DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => {
-            let permissions = std::fs::Permissions::from_mode(mode);
-            std::fs::set_permissions(path, permissions).map_err(broken("change the mode of", path))?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(broken("make", path)(error)),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = open(path, flags, Mode::empty()).map_err(|errno| broken("open", path)(errno.into()))?;
-    let stat = rustix::fs::fstat(&dir).map_err(|errno| broken("look at", path)(errno.into()))?;
-    if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
-        return Err(Error::NotOurs { path: path.display().to_string() });
-    }
-    Ok(dir)
+    own_dir(path, mode).map_err(|error| match error {
+        OwnDirError::Step { operation, path, source } => broken(operation, &path)(source),
+        OwnDirError::NotOurs { path } => Error::NotOurs { path: path.display().to_string() },
+    })
 }
 
 /// The lock of a state directory; it is released by the kernel, whatever becomes of this process.
@@ -279,7 +267,12 @@ fn assemble(
     let mut sources = Sources::new(registry);
     let signals = Signals::listen(&mut sources).map_err(started("listen to signals"))?;
     let control = Control::bind(&config.daemon, &mut sources)?;
-    let changes = prepare_all(&config, &cgroups)?;
+    let changes = prepare_all(&config, &cgroups).inspect_err(|_| {
+        super::log::best_effort(
+            end_leftovers(&cgroups),
+            "cgroups of pools that were prepared; the next start ends them",
+        );
+    })?;
     let environment: BTreeMap<String, String> =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     let config_text =
@@ -291,7 +284,7 @@ fn assemble(
         notify_dirs: dirs.notify,
         overlay_dirs: dirs.overlay,
         log_dir: dirs.logs,
-        null: open_null().map_err(started("open /dev/null"))?,
+        null: private_null()?,
         ids: IdPool::new(IDS),
         ranges: IdPool::new(RANGES),
         stacks: Vec::new(),

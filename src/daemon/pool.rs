@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Resource, getrlimit};
 
 use crate::host::cgroup::{CgroupError, CgroupRoot, PoolCgroup};
 use crate::host::identity::{IdentityError, host_user};
@@ -234,8 +235,11 @@ fn listener(listen: &Listen, kept: &[(Listen, OwnedFd)]) -> Result<OwnedFd, Pool
             if std::os::unix::net::UnixStream::connect(path).is_ok() {
                 return Err(PoolError::InUse { address, holder: None });
             }
-            match std::fs::remove_file(path) {
-                Ok(()) => {}
+            // Anything but a socket is a slip in the configuration; the bind below refuses it, and the file stays.
+            use std::os::unix::fs::FileTypeExt as _;
+            match std::fs::symlink_metadata(path) {
+                Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path).map_err(failed)?,
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -244,7 +248,14 @@ fn listener(listen: &Listen, kept: &[(Listen, OwnedFd)]) -> Result<OwnedFd, Pool
     }
 }
 
-/// From names to numbers; a core file of a worker is never wanted unless it was asked for.
+/// Descriptors of a process of a worker unless it was asked for more: some programs walk all that they might have, and each
+/// takes memory of the kernel's. The daemon's own limit, as high as the host allows, is no measure for them.
+const NOFILE: u64 = 65_536;
+/// No core file is ever this small, so none is written; and it is what keeps the kernel from starting the host's crash handler,
+/// as root and on what a worker died of, where `core_pattern` names one: zero does not (core(5)).
+const CORE: u64 = 1;
+
+/// From names to numbers, the defaults included.
 fn rlimits(wanted: &BTreeMap<String, u64>) -> Vec<(u32, u64)> {
     const NUMBERS: [(&str, u32); 15] = [
         ("cpu", 0),
@@ -263,7 +274,9 @@ fn rlimits(wanted: &BTreeMap<String, u64>) -> Vec<(u32, u64)> {
         ("nice", 13),
         ("rtprio", 14),
     ];
-    let mut limits: BTreeMap<u32, u64> = BTreeMap::from([(4, 0)]);
+    // The init has no privilege to raise what the daemon was given.
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(NOFILE);
+    let mut limits: BTreeMap<u32, u64> = BTreeMap::from([(4, CORE), (7, NOFILE.min(most))]);
     for (name, number) in NUMBERS {
         if let Some(value) = wanted.get(name) {
             limits.insert(number, *value);
