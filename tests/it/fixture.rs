@@ -12,7 +12,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,11 @@ fn program() -> OsString {
 
 /// `halsup`, with none of the caller's environment but what every program needs.
 fn command() -> Command {
-    let mut command = Command::new(program());
+    command_of(program())
+}
+
+fn command_of(program: OsString) -> Command {
+    let mut command = Command::new(program);
     let kept = ["PATH", "LANG", "RUST_BACKTRACE"];
     command.env_clear().envs(kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).stdin(Stdio::null());
     command
@@ -154,6 +158,33 @@ pub(crate) fn ready_for<const N: usize>(what: PollFlags, fds: [BorrowedFd<'_>; N
     }
 }
 
+/// A directory for a daemon.
+pub(crate) fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("halsup-test-").tempdir().expect("make a directory")
+}
+
+/// Starts `halsup daemon run` on the configuration in `dir`; its process, and where it says that it is ready.
+fn launch(dir: &Path, wrapper: &[&str]) -> (Child, UnixDatagram) {
+    let notify = UnixDatagram::bind(dir.join("notify")).expect("bind the notify socket");
+    let stderr = fs::File::create(dir.join("stderr")).expect("make the log");
+    let mut command = match wrapper {
+        [] => command(),
+        [first, rest @ ..] => {
+            let mut wrapped = command_of(first.into());
+            wrapped.args(rest).arg(program());
+            wrapped
+        }
+    };
+    let child = command
+        .args(["daemon".as_ref(), "run".as_ref(), "--config".as_ref(), dir.join("config.toml").as_os_str()])
+        .env("NOTIFY_SOCKET", dir.join("notify"))
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .expect("start the daemon");
+    (child, notify)
+}
+
 /// A running `halsup daemon run`.
 pub(crate) struct Daemon {
     dir: tempfile::TempDir,
@@ -173,7 +204,19 @@ impl Daemon {
     /// If the daemon ends or is not ready in time; its standard error is shown.
     #[track_caller]
     pub(crate) fn start(config: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("halsup-test-").tempdir().expect("make a directory");
+        Self::start_under(&[], config)
+    }
+
+    /// As [`Daemon::start`], with the program behind the words of `wrapper`, as in `env NAME=value halsup daemon run`.
+    #[track_caller]
+    pub(crate) fn start_under(wrapper: &[&str], config: &str) -> Self {
+        Self::try_start(directory(), wrapper, config).unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    /// As [`Daemon::start_under`], in a directory that may hold something already; the error is what the daemon said
+    /// before it ended by itself.
+    #[track_caller]
+    pub(crate) fn try_start(dir: tempfile::TempDir, wrapper: &[&str], config: &str) -> Result<Self, String> {
         let instance = format!("t{}-{}", std::process::id(), INSTANCES.fetch_add(1, Ordering::Relaxed));
         let path = |name: &str| dir.path().join(name);
         let head = format!(
@@ -182,24 +225,31 @@ impl Daemon {
             path("state")
         );
         fs::write(path("config.toml"), head + config).expect("write the configuration");
-        let notify = UnixDatagram::bind(path("notify")).expect("bind the notify socket");
-        let stderr = fs::File::create(path("stderr")).expect("make the log");
-        let child = command()
-            .args(["daemon".as_ref(), "run".as_ref(), "--config".as_ref(), path("config.toml").as_os_str()])
-            .env("NOTIFY_SOCKET", path("notify"))
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .expect("start the daemon");
+        let (child, notify) = launch(dir.path(), wrapper);
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).expect("open its pidfd");
         let mut daemon = Self { dir, instance, child, pidfd, events: None };
-        daemon.await_ready(&notify);
+        daemon.await_ready(&notify)?;
         daemon.events = Some(Events::follow(&daemon.path("config.toml")));
-        daemon
+        Ok(daemon)
+    }
+
+    /// Starts the daemon anew with the same configuration, after it has ended; how it had ended.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) -> ExitStatus {
+        assert!(ready([self.pidfd.as_fd()], Instant::now() + LIFE_DEADLINE).is_some(), "the daemon still runs");
+        let ended = self.child.wait().expect("reap the daemon");
+        self.events = None;
+        fs::remove_file(self.path("notify")).expect("remove the notify socket");
+        let notify;
+        (self.child, notify) = launch(self.dir.path(), &[]);
+        self.pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).expect("open its pidfd");
+        self.await_ready(&notify).unwrap_or_else(|refusal| panic!("{refusal}"));
+        self.events = Some(Events::follow(&self.path("config.toml")));
+        ended
     }
 
     #[track_caller]
-    fn await_ready(&mut self, notify: &UnixDatagram) {
+    fn await_ready(&mut self, notify: &UnixDatagram) -> Result<(), String> {
         let deadline = Instant::now() + LIFE_DEADLINE;
         let mut buffer = [0; 4096];
         loop {
@@ -207,12 +257,12 @@ impl Daemon {
                 Some(0) => {
                     let count = notify.recv(&mut buffer).expect("read the notify socket");
                     if buffer[..count].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") {
-                        return;
+                        return Ok(());
                     }
                 }
                 Some(_) => {
                     let status = self.child.wait().expect("reap the daemon");
-                    panic!("the daemon ended before it was ready: {status}\n{}", self.stderr());
+                    return Err(format!("the daemon ended before it was ready: {status}\n{}", self.stderr()));
                 }
                 None => panic!("the daemon was not ready after {LIFE_DEADLINE:?}\n{}", self.stderr()),
             }
@@ -313,7 +363,8 @@ impl Daemon {
         }
         left.extend(self.mounts().into_iter().map(|path| format!("mount on {path}")));
         let work = self.path("run").join("work");
-        left.extend(leftovers::entries(&work).into_iter().map(|path| format!("work directory {}", path.display())));
+        let inside = if work.is_symlink() { Vec::new() } else { leftovers::entries(&work) };
+        left.extend(inside.into_iter().map(|path| format!("work directory {}", path.display())));
         left
     }
 

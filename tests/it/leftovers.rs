@@ -85,6 +85,10 @@ fn a_cgroup_that_was_left_is_found_named_and_swept() {
     fs::create_dir_all(&worker).expect("make a cgroup");
     let mut sleeper = std::process::Command::new("sleep").arg("infinity").spawn().expect("run sleep");
     fs::write(worker.join("cgroup.procs"), sleeper.id().to_string()).expect("move a process");
+    // Its exec has succeeded; the kernel shows its arguments a moment later.
+    while command_line(&sleeper.id().to_string()).is_empty() {
+        std::thread::yield_now();
+    }
 
     let base = find_dir(&mount, &name).expect("the cgroup is found");
     let mut left = Vec::new();

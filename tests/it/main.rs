@@ -9,6 +9,7 @@ mod look;
 mod needs;
 
 mod heartbeats;
+mod hostile;
 mod isolation;
 mod life;
 mod program;
