@@ -29,6 +29,8 @@ use crate::engine::{Engine, Input, State, Target, Time};
 use crate::host::cgroup::{CgroupRoot, Location, Removal, WorkerCgroup};
 use crate::host::identity::IdPool;
 use crate::host::init_image::init_program;
+use crate::host::mounts::private_null;
+use crate::host::own_dir::{OwnDirError, own_dir};
 use crate::host::spawn::{PASSED_MAX, SLOTTED_STACKS_MAX, Stack, close_inherited, set_undumpable};
 use crate::protocol::control::DaemonState;
 use crate::spec::{Config, DaemonSpec, Generation};
@@ -141,7 +143,8 @@ fn guard_this_process() {
         never,
         "needs CAP_SYS_RESOURCE; then the smallest memory limit is what keeps such a kill away",
     );
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    // One, not zero: zero does not keep the kernel from starting a crash handler that `core_pattern` names (core(5)).
+    let none = Rlimit { current: Some(1), maximum: Some(1) };
     super::log::best_effort(setrlimit(Resource::Core, none), "the memory is undumpable anyway");
 }
 
@@ -206,26 +209,12 @@ fn broken(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error +
     move |source| Error::Directory { operation, path: path.clone(), source }
 }
 
-/// Makes a directory if need be and opens it; refuses one that others could change.
+/// Makes a directory if need be and opens it; refuses one that others could change or replace.
 fn directory(path: &Path, mode: u32) -> Result<OwnedFd, Error> {
-    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-    let parent = path.parent().unwrap_or(path);
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(broken("make", parent))?;
-    match std::fs::DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => {
-            let permissions = std::fs::Permissions::from_mode(mode);
-            std::fs::set_permissions(path, permissions).map_err(broken("change the mode of", path))?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(broken("make", path)(error)),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = open(path, flags, Mode::empty()).map_err(|errno| broken("open", path)(errno.into()))?;
-    let stat = rustix::fs::fstat(&dir).map_err(|errno| broken("look at", path)(errno.into()))?;
-    if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
-        return Err(Error::NotOurs { path: path.display().to_string() });
-    }
-    Ok(dir)
+    own_dir(path, mode).map_err(|error| match error {
+        OwnDirError::Step { operation, path, source } => broken(operation, &path)(source),
+        OwnDirError::NotOurs { path } => Error::NotOurs { path: path.display().to_string() },
+    })
 }
 
 /// The lock of a state directory; it is released by the kernel, whatever becomes of this process.
@@ -352,7 +341,7 @@ fn assemble(
         notify_dirs: dirs.notify,
         overlay_dirs: dirs.overlay,
         log_dir: dirs.logs,
-        null: open_null().map_err(started("open /dev/null"))?,
+        null: private_null()?,
         ids: IdPool::new(IDS, now.0),
         ranges: IdPool::new(RANGES, now.0),
         stacks,

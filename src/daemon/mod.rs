@@ -39,6 +39,7 @@ pub use pool::PoolError;
 
 use crate::host::cgroup::CgroupError;
 use crate::host::init_image::ImageError;
+use crate::host::mounts::MountError;
 use crate::protocol::control::{Check, StatusReply, WorkerInfo};
 use crate::spec::{Config, InstanceName, PoolName};
 
@@ -84,7 +85,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A directory of the daemon could be changed by others.
-    #[error("use {path}: it has to belong to root and be writable by nobody else")]
+    #[error(
+        "use {path}: it has to belong to root and be writable by nobody else (or have the sticky bit, above halsup's own)"
+    )]
     NotOurs {
         /// The directory.
         path: String,
@@ -104,6 +107,9 @@ pub enum Error {
         /// How long it was waited.
         seconds: u64,
     },
+    /// What all workers have of `/dev`.
+    #[error("make a /dev/null for workers")]
+    Null(#[from] MountError),
     /// The init's program.
     #[error("prepare the workers' init")]
     Init(#[from] ImageError),

@@ -287,6 +287,10 @@ fn remove_stale(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// No core file is ever this small, so none is written; and it is what keeps the kernel from starting the host's crash handler,
+/// as root and on what a worker died of, where `core_pattern` names one: zero does not (core(5)).
+const CORE: u64 = 1;
+
 /// From names to numbers. What is not written down is not inherited from the daemon, which allows itself much: no core
 /// file, a moderate number of descriptors, little of the kernel's own memory.
 fn rlimits(wanted: &BTreeMap<String, u64>) -> Vec<(u32, u64)> {
@@ -313,7 +317,7 @@ fn rlimits(wanted: &BTreeMap<String, u64>) -> Vec<(u32, u64)> {
         (Resource::Sigpending, 11, 4_096),
         (Resource::Msgqueue, 12, 819_200),
     ];
-    let mut limits: BTreeMap<u32, u64> = BTreeMap::from([(4, 0)]);
+    let mut limits: BTreeMap<u32, u64> = BTreeMap::from([(4, CORE)]);
     for (resource, number, value) in DEFAULTS {
         limits.insert(number, getrlimit(resource).maximum.map_or(value, |hard| value.min(hard)));
     }

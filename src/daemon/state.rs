@@ -40,7 +40,7 @@ pub(super) struct Shared {
     pub(super) overlay_dirs: OwnedFd,
     /// `<state_dir>/logs/workers`.
     pub(super) log_dir: OwnedFd,
-    /// `/dev/null`, read-write.
+    /// A `/dev/null` of the workers' own, read-write.
     pub(super) null: OwnedFd,
     /// Private uids: number N is `uid_base + N`.
     pub(super) ids: IdPool,

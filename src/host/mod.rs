@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod logfile;
 pub mod mountinfo;
 pub mod mounts;
+pub mod own_dir;
 pub mod port;
 pub mod seccomp;
 pub mod spawn;

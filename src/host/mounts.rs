@@ -295,6 +295,21 @@ fn mount_tmpfs(target: &str, mode: &str, size: &str, inodes: u32) -> Result<()> 
     attach(&detached_tmpfs(mode, size, inodes)?, target)
 }
 
+/// Opens a `/dev/null` for workers. It is no node of the host's: a worker that is the host's root could change that one's mode
+/// through its descriptor. It lies on a read-only mount of its own, where none can.
+///
+/// # Errors
+/// [`MountError::Step`].
+pub fn private_null() -> Result<OwnedFd> {
+    let dir = detached_tmpfs("0755", "4k", 4)?;
+    let mode = Mode::from_raw_mode(0o666);
+    mknodat(&dir, "null", FileType::CharacterDevice, mode, rustix::fs::makedev(1, 3)).map_err(step("make", "null"))?;
+    rustix::fs::chmodat(&dir, "null", mode, rustix::fs::AtFlags::empty())
+        .map_err(step("change the mode of", "null"))?;
+    set_attributes(dir.as_fd(), ATTR_RDONLY, false, "make read-only", "null")?;
+    openat(&dir, "null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(step("open", "null"))
+}
+
 /// Covers a directory with an empty one that cannot be written.
 fn cover(place: &str) -> Result<()> {
     let tmpfs = detached_tmpfs("0555", "4k", 1)?;

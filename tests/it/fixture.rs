@@ -10,7 +10,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -99,6 +99,24 @@ pub(crate) fn ready_for<const N: usize>(what: PollFlags, fds: [BorrowedFd<'_>; N
     }
 }
 
+/// How the events of a daemon are followed, from its start on.
+const FOLLOW: [&str; 5] = ["events", "-f", "-n", "1000", "--json"];
+
+/// Starts `halsup daemon run`: its process, and where it says that it is ready.
+fn begin(place: &Place, wrapper: &[&str]) -> (Child, OwnedFd, UnixDatagram) {
+    let notify = UnixDatagram::bind(place.path("notify")).expect("bind the notify socket");
+    let stderr = fs::File::create(place.path("stderr")).expect("make the log");
+    let child = place
+        .command_under(wrapper, &["daemon", "run"])
+        .env("NOTIFY_SOCKET", place.path("notify"))
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .expect("start the daemon");
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).expect("open its pidfd");
+    (child, pidfd, notify)
+}
+
 /// A running `halsup daemon run`.
 pub(crate) struct Daemon {
     child: Child,
@@ -126,24 +144,47 @@ impl Daemon {
     /// As [`Self::start`].
     #[track_caller]
     pub(crate) fn start_in(place: Place) -> Self {
-        let notify = UnixDatagram::bind(place.path("notify")).expect("bind the notify socket");
-        let stderr = fs::File::create(place.path("stderr")).expect("make the log");
-        let child = place
-            .command(&["daemon", "run"])
-            .env("NOTIFY_SOCKET", place.path("notify"))
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .expect("start the daemon");
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).expect("open its pidfd");
-        let mut daemon = Self { child, pidfd, events: None, place };
-        daemon.await_ready(&notify);
-        daemon.events = Some(Following::start(&daemon.place, &["events", "-f", "-n", "1000", "--json"]));
-        daemon
+        Self::launch(place, &[]).unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    /// As [`Self::start`], with the program behind the words of `wrapper`, as in `env NAME=value halsup daemon run`.
+    #[track_caller]
+    pub(crate) fn start_under(wrapper: &[&str], config: &str) -> Self {
+        Self::launch(Place::new(config), wrapper).unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    /// As [`Self::start_under`], in a directory that may hold something already; the error is what the daemon said before
+    /// it ended by itself.
+    #[track_caller]
+    pub(crate) fn try_start(dir: tempfile::TempDir, wrapper: &[&str], config: &str) -> Result<Self, String> {
+        Self::launch(Place::in_directory(dir, config), wrapper)
     }
 
     #[track_caller]
-    fn await_ready(&mut self, notify: &UnixDatagram) {
+    fn launch(place: Place, wrapper: &[&str]) -> Result<Self, String> {
+        let (child, pidfd, notify) = begin(&place, wrapper);
+        let mut daemon = Self { child, pidfd, events: None, place };
+        daemon.await_ready(&notify)?;
+        daemon.events = Some(Following::start(&daemon.place, &FOLLOW));
+        Ok(daemon)
+    }
+
+    /// Starts the daemon anew with the same configuration, after it has ended; how it had ended.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) -> ExitStatus {
+        assert!(ended_within(self.pidfd.as_fd(), LIFE_DEADLINE), "the daemon still runs");
+        let ended = self.child.wait().expect("reap the daemon");
+        self.events = None;
+        fs::remove_file(self.path("notify")).expect("remove the notify socket");
+        let notify;
+        (self.child, self.pidfd, notify) = begin(&self.place, &[]);
+        self.await_ready(&notify).unwrap_or_else(|refusal| panic!("{refusal}"));
+        self.events = Some(Following::start(&self.place, &FOLLOW));
+        ended
+    }
+
+    #[track_caller]
+    fn await_ready(&mut self, notify: &UnixDatagram) -> Result<(), String> {
         let deadline = Instant::now() + LIFE_DEADLINE;
         let mut buffer = [0; 4096];
         loop {
@@ -151,12 +192,12 @@ impl Daemon {
                 Some(0) => {
                     let count = notify.recv(&mut buffer).expect("read the notify socket");
                     if buffer[..count].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") {
-                        return;
+                        return Ok(());
                     }
                 }
                 Some(_) => {
                     let status = self.child.wait().expect("reap the daemon");
-                    panic!("the daemon ended before it was ready: {status}\n{}", self.stderr());
+                    return Err(format!("the daemon ended before it was ready: {status}\n{}", self.stderr()));
                 }
                 None => panic!("the daemon was not ready after {LIFE_DEADLINE:?}\n{}", self.stderr()),
             }

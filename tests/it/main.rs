@@ -14,6 +14,7 @@ mod clients;
 mod control;
 mod crowd;
 mod heartbeats;
+mod hostile;
 mod input;
 mod isolation;
 mod life;

@@ -56,7 +56,11 @@ pub(crate) fn program() -> OsString {
 
 /// `halsup`, with none of the caller's environment but what every program needs.
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(program());
+    command_of(program())
+}
+
+fn command_of(program: OsString) -> Command {
+    let mut command = Command::new(program);
     let kept = ["PATH", "LANG", "RUST_BACKTRACE"];
     command.env_clear().envs(kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).stdin(Stdio::null());
     command
@@ -80,6 +84,11 @@ pub(crate) fn code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("it ended")
 }
 
+/// A directory that is removed with its value.
+pub(crate) fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("halsup-test-").tempdir().expect("make a directory")
+}
+
 /// A test's own directory, with a configuration in it.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -90,7 +99,11 @@ pub(crate) struct Place {
 impl Place {
     /// Makes the directory and writes `config.toml`: `config` under the head of its `[daemon]` table.
     pub(crate) fn new(config: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("halsup-test-").tempdir().expect("make a directory");
+        Self::in_directory(directory(), config)
+    }
+
+    /// As [`Self::new`], in a directory that may hold something already.
+    pub(crate) fn in_directory(dir: tempfile::TempDir, config: &str) -> Self {
         let instance = format!("t{}-{}", std::process::id(), INSTANCES.fetch_add(1, Ordering::Relaxed));
         let place = Self { dir, instance };
         place.configure(config);
@@ -116,7 +129,19 @@ impl Place {
 
     /// `halsup --config …` with these arguments.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = command();
+        self.command_under(&[], arguments)
+    }
+
+    /// The same behind the words of `wrapper`, as in `env NAME=value halsup …`.
+    pub(crate) fn command_under(&self, wrapper: &[&str], arguments: &[&str]) -> Command {
+        let mut command = match wrapper {
+            [] => command(),
+            [first, rest @ ..] => {
+                let mut wrapped = command_of(first.into());
+                wrapped.args(rest).arg(program());
+                wrapped
+            }
+        };
         command.arg("--config").arg(self.path("config.toml")).args(arguments);
         command
     }
