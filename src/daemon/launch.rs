@@ -46,6 +46,7 @@ pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
     let started = |operation| move |source| Error::Start { operation, source };
     close_inherited().map_err(started("close inherited descriptors"))?;
     set_undumpable().map_err(started("keep this process's memory to itself"))?;
+    forbid_core();
     rustix::process::umask(Mode::from_raw_mode(0o077));
     raise_descriptor_limit();
     let log = LogHandle::install(&config.daemon.log_level, config.daemon.log_format)?;
@@ -136,6 +137,15 @@ fn raise_descriptor_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     super::log::best_effort(raised, "then fewer workers fit, and the spawn that fails says so");
+}
+
+/// A child that shares this process's memory makes it dumpable again, as far as `fs.suid_dumpable` says, when it changes its
+/// ids (commit_creds in the kernel). So no core may be written either way; one byte, because zero lets the kernel start a
+/// handler that `core_pattern` names (core(5)). The hard limit stays for workers that were given another.
+fn forbid_core() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Core);
+    let lowered = setrlimit(Resource::Core, Rlimit { current: Some(maximum.map_or(1, |most| most.min(1))), maximum });
+    super::log::best_effort(lowered, "a limit can always be lowered");
 }
 
 fn occupy_low_descriptors() -> io::Result<Vec<OwnedFd>> {
