@@ -47,9 +47,10 @@ pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
     let started = |operation| move |source| Error::Start { operation, source };
     close_inherited().map_err(started("close inherited descriptors"))?;
     set_undumpable().map_err(started("keep this process's memory to itself"))?;
+    forbid_core();
     rustix::process::umask(Mode::from_raw_mode(0o077));
     raise_descriptor_limit();
-    guard_this_process();
+    keep_killer_away();
     let log = LogHandle::install(&config.daemon.log_level, config.daemon.log_format)?;
     // What a worker is given is put in places from 0 on before its exec; nothing of the daemon may be in the way.
     let low = occupy_low_descriptors().map_err(started("open /dev/null"))?;
@@ -135,17 +136,23 @@ fn raise_descriptor_limit() {
     super::log::best_effort(raised, "then fewer workers fit, and the spawn that fails says so");
 }
 
-/// Keeps the out-of-memory killer and core files away: a worker between clone and exec shares this process's memory, so
+/// Keeps the out-of-memory killer away: a worker between clone and exec shares this process's memory, so
 /// that one killed there for its own limit would take the daemon with it.
-fn guard_this_process() {
+fn keep_killer_away() {
     let never = std::fs::write("/proc/self/oom_score_adj", "-1000");
     super::log::best_effort(
         never,
         "needs CAP_SYS_RESOURCE; then the smallest memory limit is what keeps such a kill away",
     );
-    // One, not zero: zero does not keep the kernel from starting a crash handler that `core_pattern` names (core(5)).
-    let none = Rlimit { current: Some(1), maximum: Some(1) };
-    super::log::best_effort(setrlimit(Resource::Core, none), "the memory is undumpable anyway");
+}
+
+/// A child that shares this process's memory makes it dumpable again, as far as `fs.suid_dumpable` says, when it changes its
+/// ids (commit_creds in the kernel). So no core may be written either way; one byte, because zero lets the kernel start a
+/// handler that `core_pattern` names (core(5)). The hard limit stays for workers that were given another.
+fn forbid_core() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Core);
+    let lowered = setrlimit(Resource::Core, Rlimit { current: Some(maximum.map_or(1, |most| most.min(1))), maximum });
+    super::log::best_effort(lowered, "a limit can always be lowered");
 }
 
 fn occupy_low_descriptors() -> io::Result<Vec<OwnedFd>> {

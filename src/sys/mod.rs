@@ -11,3 +11,5 @@ pub mod process;
 pub mod raw;
 pub mod spawn;
 pub mod syscall_names;
+#[cfg(debug_assertions)]
+mod tripwire;

@@ -38,6 +38,7 @@ pub mod nr {
     pub const SOCKET: usize = 41;
     pub const SENDMSG: usize = 46;
     pub const RECVFROM: usize = 45;
+    pub const GETPID: usize = 39;
     pub const CLONE: usize = 56;
     pub const EXECVE: usize = 59;
     pub const EXIT: usize = 60;

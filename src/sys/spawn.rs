@@ -51,6 +51,8 @@ impl Birth {
         let given = Given { plan, numbers, leaves_table, progress: Progress::default() };
         let mut birth = Self { given: ManuallyDrop::new(Box::new(given)), stack: ManuallyDrop::new(stack) };
         let given: *mut Given = &raw mut **birth.given;
+        #[cfg(debug_assertions)]
+        super::tripwire::arm();
         // SAFETY: the boxed plan and the stack stay where they are until `release`, whose caller knows that the child is
         // done with them; nothing writes to the plan, and progress is atomic. `run_plan` takes exactly this pointer.
         let cloned = unsafe { clone_into(flags, run_plan, given.cast(), &mut birth.stack, cgroup) };
@@ -79,6 +81,8 @@ impl Birth {
     }
 
     fn free(self) -> Stack {
+        #[cfg(debug_assertions)]
+        super::tripwire::disarm();
         drop(ManuallyDrop::into_inner(self.given));
         let stack = ManuallyDrop::into_inner(self.stack);
         stack.clear();

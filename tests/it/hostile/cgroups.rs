@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{attack, identities, python};
+use super::{attack, hostile, identities, python, told};
 use crate::fixture::Daemon;
 use crate::look::{wait_healthy, worker};
 use crate::needs::needs;
@@ -91,9 +91,8 @@ fn a_fork_bomb_is_ended_by_a_stop_every_time() {
 #[test]
 fn what_a_worker_may_use_up_has_a_bound() {
     needs!(Root, CgroupTree, Python3);
-    let (_daemon, told) = attack(
-        "",
-        "
+    let generous = "import os,resource,sys\nmost = int(open('/proc/sys/fs/nr_open').read())\ntry: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\nexcept (OSError, ValueError): pass\nos.execv(sys.argv[1], sys.argv[1:])";
+    let program = "
 import resource
 for name in ('NOFILE', 'CORE', 'MEMLOCK', 'MSGQUEUE', 'SIGPENDING'):
     tell(name, resource.getrlimit(getattr(resource, 'RLIMIT_' + name))[1])
@@ -124,9 +123,14 @@ def open_terminals():
         terminals.append(os.openpty())
 attempt('terminals', open_terminals)
 tell('how many', len(terminals))
-",
-    );
-    assert!(told["NOFILE"].parse::<u64>().expect("a number") <= 65_536, "{told:?}");
+";
+    let config = format!("[pool.web]\n{}", hostile(program));
+    let mut daemon = Daemon::start_under(&["python3", "-c", generous], &config);
+    let told = told(&mut daemon);
+    let limits = super::proc_file(daemon.pid().into(), "limits");
+    let own = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a line");
+    let own: u64 = own.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number");
+    assert_eq!(told["NOFILE"], own.min(65_536).to_string(), "the daemon has {own}");
     for place in ["/tmp", "/dev/shm"] {
         assert_eq!(told[&format!("{place} bytes")], (4_u64 << 30).to_string(), "what `memory` is by default");
         assert_eq!(told[&format!("{place} inodes")], "65536");

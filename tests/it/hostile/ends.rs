@@ -135,6 +135,16 @@ fn programs_without_handlers_stop_long_before_the_grace() {
     }
 }
 
+#[test]
+fn a_signal_to_the_init_reaches_the_program() {
+    needs!(Root, CgroupTree);
+    let mut daemon = Daemon::start("[pool.web]\nrestart = false\ncommand = ['sleep', 'infinity']\n");
+    wait_healthy(&mut daemon, 1);
+    // As a kernel does at shutdown, or an operator with `kill`: the PID 1 of a namespace ignores what it does not handle.
+    signal(i32::try_from(init_pid(&daemon)).expect("a pid"), Signal::TERM);
+    assert_eq!(wait_certificate(&mut daemon, "web.0", 1)["cause"], "signal 15");
+}
+
 /// The only directory of a worker's cgroup.
 fn worker_cgroup(daemon: &Daemon) -> PathBuf {
     let pool = daemon.cgroup().expect("the instance's cgroup").join("pool.web");

@@ -95,6 +95,10 @@ fn an_aborted_daemon_leaves_no_core_and_the_next_one_cleans_up() {
     let config = "[pool.web]\nsize = 3\non_supervisor_death = '0s'\ncommand = ['sleep', 'infinity']\n";
     let mut daemon = Daemon::start_under(&["python3", "-c", DUMPING], config);
     let workers = wait_healthy(&mut daemon, 3);
+    // Not none but one byte: none would not keep the kernel from starting the program that core_pattern may name.
+    let limits = proc_file(daemon.pid().into(), "limits");
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a line");
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["1", "unlimited", "bytes"]);
     signal(i32::try_from(daemon.pid()).expect("a pid"), Signal::ABORT);
     let ended = daemon.start_again();
     assert_eq!((ended.signal(), ended.core_dumped()), (Some(6), false), "{ended}");

@@ -51,14 +51,22 @@ fn no_identity_has_a_capability_or_a_way_to_one() {
 }
 
 #[test]
-fn groups_of_whoever_started_the_daemon_are_not_inherited() {
+fn groups_and_capabilities_of_whoever_started_the_daemon_are_not_inherited() {
     needs!(Root, CgroupTree, Python3);
-    let grouped = "import os,sys\nos.setgroups([0, 4, 27, 1234])\nos.execv(sys.argv[1], sys.argv[1:])";
+    // All that it has is inheritable, as a container's runtime once left it (CVE-2022-29162).
+    let grouped = "import ctypes,os,struct,sys\nos.setgroups([0, 4, 27, 1234])\nlibc = ctypes.CDLL(None)\n\
+        header = struct.pack('Ii', 0x20080522, 0)\nsets = ctypes.create_string_buffer(24)\n\
+        assert libc.capget(header, sets) == 0\ne, p, _, e2, p2, _ = struct.unpack('6I', sets.raw)\n\
+        assert libc.capset(header, struct.pack('6I', e, p, p, e2, p2, p2)) == 0\nlibc.prctl(47, 2, 0, 0, 0)\n\
+        os.execv(sys.argv[1], sys.argv[1:])";
     for identity in identities() {
         let config = format!("[pool.web]\nidentity = '{identity}'\n{}", hostile(TRY));
         let mut daemon = Daemon::start_under(&["python3", "-c", grouped], &config);
         let told = told(&mut daemon);
         is_nobody(identity, &told);
-        assert!(!proc_file(init_pid(&daemon), "status").contains("1234"), "{identity}");
+        let init = proc_file(init_pid(&daemon), "status");
+        assert!(!init.contains("1234") && init.contains("CapInh:\t0000000000000000"), "{identity}: {init}");
+        let own = proc_file(daemon.pid().into(), "status");
+        assert!(!own.contains("CapInh:\t0000000000000000"), "the daemon has them: {own}");
     }
 }

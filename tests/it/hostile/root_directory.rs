@@ -59,6 +59,7 @@ echo uid=$(id -u)
 (echo mine > /srv/new) 2>/dev/null && echo srv=written || echo srv=refused
 (echo mine > /etc/marker) 2>/dev/null && echo etc=written || echo etc=refused
 echo marker_now=$(cat /etc/marker)
+(mkdir /made) 2>/dev/null && echo top=written || echo top=refused
 (rm /bin/cat) 2>/dev/null && echo cat=removed || echo cat=kept
 (echo x > /tmp/x) 2>/dev/null && echo tmp=written || echo tmp=refused
 (echo x > own) 2>/dev/null && echo own=written || echo own=refused
@@ -96,6 +97,7 @@ fn a_directory_is_the_root_and_stays_as_it_was() {
         // Root inside, of the directory or of nothing: the writes go into the overlay.
         let owns = identity != "dynamic";
         assert_eq!(told("etc"), if owns { "written" } else { "refused" }, "{identity}: {lines:?}");
+        assert_eq!(told("top"), if owns { "written" } else { "refused" }, "{identity}: {lines:?}");
         assert_eq!(told("marker_now"), if owns { "mine" } else { "of the directory" }, "{identity}");
         assert_eq!(told("cat"), if owns { "removed" } else { "kept" }, "{identity}");
         assert_eq!((told("device"), told("sysctl"), told("host")), ("refused", "refused", ""), "{identity}: {lines:?}");
