@@ -4,12 +4,16 @@
 
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use super::error::Error;
 use crate::protocol::escape;
 
 /// The variable that names the manager's socket.
 pub(super) const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// How long a manager may take to make room in its queue, before the daemon ends without its last word.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Tells the manager, if there is one, why the daemon ends. Best effort: the log has it too.
 pub(super) fn tell_failure(socket: Option<&str>, error: &Error) {
@@ -24,10 +28,9 @@ fn send(socket: &str, message: &[u8]) -> std::io::Result<()> {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(socket)?,
     };
-    let socket = UnixDatagram::unbound()?;
-    // A manager that does not read must not keep a command from ending.
-    socket.set_nonblocking(true)?;
-    socket.send_to_addr(message, &address).map(drop)
+    let sender = UnixDatagram::unbound()?;
+    sender.set_write_timeout(Some(PATIENCE))?;
+    sender.send_to_addr(message, &address).map(drop)
 }
 
 #[cfg(test)]
@@ -45,6 +48,12 @@ mod tests {
         let mut buffer = [0; 256];
         let length = manager.recv(&mut buffer).unwrap();
         assert_eq!(notify::parse(&buffer[..length]).status.as_deref(), Some("no\\x1b"));
+        // More than any queue of datagrams holds: if the last one waited without end, this test would not end.
+        manager.set_nonblocking(true).unwrap();
+        let filler = UnixDatagram::unbound().unwrap();
+        filler.set_nonblocking(true).unwrap();
+        while filler.send_to(b"x", &path).is_ok() {}
+        tell_failure(path.to_str(), &error);
         tell_failure(Some("/nowhere/at/all"), &error);
         tell_failure(None, &error);
     }

@@ -96,6 +96,10 @@ impl Daemon {
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
                 Timer::Watchdog => self.feed_watchdog(),
+                Timer::Notify => {
+                    self.manager.say_again();
+                    self.catch_up_with_manager();
+                }
             }
         }
         self.do_chores();

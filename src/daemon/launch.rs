@@ -37,6 +37,8 @@ use crate::spec::{Config, DaemonSpec, Generation};
 
 /// How long an earlier daemon's workers may take to die at the start.
 const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause before the service manager is told once more what it did not take.
+const NOTIFY_PAUSE: Duration = Duration::from_millis(100);
 /// Processes of one leftover cgroup that are counted for an error.
 const LEFTOVER_PIDS_MAX: usize = 1000;
 
@@ -86,11 +88,19 @@ impl Daemon {
     fn begin(&mut self) {
         self.inputs.push(Input::StartRequested(FIRST_START, Target::All));
         self.state = DaemonState::Running;
-        self.manager.started(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        self.catch_up_with_manager();
         if let Some(interval) = self.manager.watchdog_interval() {
             self.timers.set(clock::after(self.now, interval), Timer::Watchdog);
         }
         tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+    }
+
+    /// Has the service manager told in a moment what it has not taken. To be called after news for it.
+    pub(super) fn catch_up_with_manager(&mut self) {
+        if self.manager.wants_call() {
+            self.timers.set(clock::after(self.now, NOTIFY_PAUSE), Timer::Notify);
+        }
     }
 
     /// Tells the service manager that the loop turns.

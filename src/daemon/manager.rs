@@ -1,13 +1,14 @@
 //! What the daemon says to whoever manages it as a service, by sd_notify(3): systemd, or another halsup.
 //!
-//! Best effort and never waiting: a manager that does not read loses the message and the daemon goes on. Without
+//! Never waiting: the daemon goes on while a manager does not read. What the manager waits for (`READY=1` above all) is kept
+//! and said again until its queue takes it; a beat of the watchdog that finds the queue full is dropped. Without
 //! `NOTIFY_SOCKET` everything here does nothing.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::net::sockopt::Timeout;
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::log::best_effort;
@@ -15,15 +16,16 @@ use super::log::best_effort;
 /// A status longer than this is cut, in characters.
 const STATUS_CHARS_MAX: usize = 200;
 
-/// How long the first `READY=1` waits for a manager that is behind with reading.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// The service manager.
 #[derive(Debug, Default)]
 pub(super) struct Manager {
     /// A socket of our own and the manager's address. Not connected: the manager may be started anew at the same place.
     socket: Option<(OwnedFd, SocketAddrUnix)>,
     watchdog: Option<Duration>,
+    /// The latest news that its queue was too full for.
+    unheard: Option<String>,
+    /// Somebody will call [`Manager::say_again`].
+    awaited: bool,
 }
 
 impl Manager {
@@ -34,7 +36,7 @@ impl Manager {
         let address = match (named.strip_prefix('@'), named.starts_with('/')) {
             (Some(name), _) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
             (None, true) => SocketAddrUnix::new(named.as_str()),
-            (None, false) => Err(rustix::io::Errno::AFNOSUPPORT),
+            (None, false) => Err(Errno::AFNOSUPPORT),
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let made = address.and_then(|address| {
@@ -42,7 +44,12 @@ impl Manager {
             Ok((socket, address))
         });
         match made {
-            Ok(socket) => Self { socket: Some(socket), watchdog: watchdog(env, std::process::id()) },
+            Ok(socket) => Self {
+                socket: Some(socket),
+                watchdog: watchdog(env, std::process::id()),
+                unheard: None,
+                awaited: false,
+            },
             Err(error) => {
                 tracing::warn!(target: "control", socket = named, %error, "cannot notify the service manager");
                 Self::default()
@@ -55,49 +62,54 @@ impl Manager {
         self.watchdog
     }
 
-    /// Everything is up, for the first time. A manager that is behind with reading is waited for a moment: this is what it
-    /// waits for itself.
-    pub(super) fn started(&self, status: &str) {
-        let Some((socket, address)) = &self.socket else { return };
-        let message = format!("READY=1\nSTATUS={}", one_line(status));
-        let sent = rustix::io::ioctl_fionbio(socket, false).and_then(|()| {
-            rustix::net::sockopt::set_socket_timeout(socket, Timeout::Send, Some(PATIENCE))?;
-            rustix::net::sendto(socket, message.as_bytes(), SendFlags::NOSIGNAL, address)
-        });
-        best_effort(sent, "a manager that never reads cannot be told");
-        best_effort(
-            rustix::io::ioctl_fionbio(socket, true),
-            "every later message says by itself that it does not wait",
-        );
-    }
-
-    /// Everything is up again: ends what [`Manager::reloading`] began.
-    pub(super) fn ready(&self, status: &str) {
-        self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
+    /// Everything is up. Also ends what [`Manager::reloading`] began.
+    pub(super) fn ready(&mut self, status: &str) {
+        self.tell(format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
     /// The end has begun.
-    pub(super) fn stopping(&self) {
-        self.send("STOPPING=1");
+    pub(super) fn stopping(&mut self) {
+        self.tell("STOPPING=1".to_owned());
     }
 
     /// The loop still turns.
     pub(super) fn watchdog(&self) {
-        self.send("WATCHDOG=1");
+        best_effort(self.send("WATCHDOG=1"), "the next beat says the same");
     }
 
     /// A reload has begun, at this point of CLOCK_MONOTONIC; [`Manager::ready`] ends it.
-    pub(super) fn reloading(&self, monotonic_usec: u64) {
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={monotonic_usec}"));
+    pub(super) fn reloading(&mut self, monotonic_usec: u64) {
+        self.tell(format!("RELOADING=1\nMONOTONIC_USEC={monotonic_usec}"));
     }
 
-    fn send(&self, message: &str) {
-        let Some((socket, address)) = &self.socket else { return };
+    /// Whether [`Manager::say_again`] is to be called in a moment: there is news that was not taken, and nobody does yet.
+    pub(super) const fn wants_call(&mut self) -> bool {
+        let wants = self.unheard.is_some() && !self.awaited;
+        self.awaited |= wants;
+        wants
+    }
+
+    /// Tries once more to say what was not taken.
+    pub(super) fn say_again(&mut self) {
+        self.awaited = false;
+        if let Some(news) = self.unheard.take() {
+            self.tell(news);
+        }
+    }
+
+    /// Later news makes earlier ones void.
+    fn tell(&mut self, news: String) {
+        self.unheard = None;
+        match self.send(&news) {
+            Err(Errno::AGAIN) => self.unheard = Some(news),
+            sent => best_effort(sent, "nobody listens for the service manager, and nothing depends on it"),
+        }
+    }
+
+    fn send(&self, message: &str) -> Result<(), Errno> {
+        let Some((socket, address)) = &self.socket else { return Ok(()) };
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        best_effort(
-            rustix::net::sendto(socket, message.as_bytes(), flags, address),
-            "the service manager does not read, and nothing depends on it",
-        );
+        rustix::io::retry_on_intr(|| rustix::net::sendto(socket, message.as_bytes(), flags, address)).map(drop)
     }
 }
 
@@ -135,7 +147,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        let manager = Manager::from_environment(&environment(&[("NOTIFY_SOCKET", path.to_str().unwrap())]));
+        let mut manager = Manager::from_environment(&environment(&[("NOTIFY_SOCKET", path.to_str().unwrap())]));
         manager.ready("5 workers\nSTOPPING=1");
         assert_eq!(heard(&socket), "READY=1\nSTATUS=5 workers STOPPING=1");
         manager.reloading(42);
@@ -168,9 +180,31 @@ mod tests {
     }
 
     #[test]
+    fn news_is_said_again_until_it_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut manager = Manager::from_environment(&environment(&[("NOTIFY_SOCKET", path.to_str().unwrap())]));
+        (0..10_000).for_each(|_| manager.watchdog());
+        manager.reloading(7);
+        manager.ready("late");
+        assert!(manager.wants_call() && !manager.wants_call(), "one call is enough");
+        manager.say_again();
+        assert!(manager.wants_call(), "nobody has read");
+        while socket.recv(&mut [0; 100]).is_ok() {}
+        manager.say_again();
+        assert!(!manager.wants_call());
+        assert_eq!(heard(&socket), "READY=1\nSTATUS=late");
+        drop(socket);
+        manager.stopping();
+        assert!(!manager.wants_call(), "nobody is there to be told");
+    }
+
+    #[test]
     fn nobody_to_notify_is_no_error() {
         for named in [&[][..], &[("NOTIFY_SOCKET", "")], &[("NOTIFY_SOCKET", "vsock:2:1")]] {
-            let manager = Manager::from_environment(&environment(named));
+            let mut manager = Manager::from_environment(&environment(named));
             assert!(manager.socket.is_none(), "{named:?}");
             manager.ready("alone");
         }

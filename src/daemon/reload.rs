@@ -27,6 +27,7 @@ impl Daemon {
         self.manager.reloading(self.now.0 / 1000);
         let outcome = self.reload_from_file();
         self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        self.catch_up_with_manager();
         outcome
     }
 

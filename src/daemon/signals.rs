@@ -67,6 +67,7 @@ impl Daemon {
     pub(super) fn begin_shutdown(&mut self, timeout: Duration) {
         self.state = DaemonState::Stopping;
         self.manager.stopping();
+        self.catch_up_with_manager();
         self.inputs.push(Input::ShutdownRequested(timeout));
     }
 

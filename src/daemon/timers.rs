@@ -24,6 +24,8 @@ pub(super) enum Timer {
     LookForFiles,
     /// Tell the service manager that the loop turns.
     Watchdog,
+    /// Tell the service manager what it did not take.
+    Notify,
     /// Accept connections again after descriptors ran out.
     ResumeAccept,
 }

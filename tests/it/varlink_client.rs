@@ -38,7 +38,7 @@ with varlink.Client("unix:" + sys.argv[1]) as client:
             assert error.parameters()["parameter"] == "target", error
         with client.open("io.halsup.Control") as other:
             for count, reply in enumerate(other.Events(last=0, follow=True, _more=True)):
-                if any(event["worker"] == "web.0" and event["state"] == "healthy" for event in reply["events"]):
+                if any(event.get("worker") == "web.0" and event.get("state") == "healthy" for event in reply["events"]):
                     break
                 if count == 0:
                     halsup.Start(target="web.0")
