@@ -112,9 +112,10 @@ pub(super) fn start_failure(stage: &str, error: &(dyn std::error::Error + 'stati
 }
 
 /// How often a spawn is tried again for which the host had no room.
-const RETRIES: u32 = 8;
-/// The first pause; it doubles.
+const RETRIES: u32 = 10;
+/// The first pause; it doubles, up to the longest.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Whether an error says that the host has no room now: EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC, EDQUOT.
 const fn is_shortage(errno: i32) -> bool {
@@ -161,7 +162,7 @@ impl Daemon {
     /// Starts a worker that the host had no room for `tries` times.
     ///
     /// A shortage of the host is no fault of the worker, so it does not count towards its crash barrier: the same spawn is
-    /// tried again, with growing pauses, for about ten seconds or until the engine wants it no more.
+    /// tried again, with growing pauses, for about twenty seconds or until the engine wants it no more.
     pub(super) fn spawn_once(&mut self, worker: WorkerId, generation: Generation, tries: u32) {
         self.postponed.remove(&worker);
         let mut made = Made::default();
@@ -174,7 +175,7 @@ impl Daemon {
         let failure = start_failure(error.stage(), &error);
         if tries < RETRIES && failure.errno.is_some_and(is_shortage) {
             tracing::debug!(target: "spawn", "start {}: {}; trying again", self.worker_name(worker), failure.text);
-            let pause = RETRY_PAUSE.saturating_mul(1 << tries);
+            let pause = RETRY_PAUSE.saturating_mul(1 << tries).min(RETRY_PAUSE_MAX);
             self.timers.set(super::clock::after(self.now, pause), Timer::Spawn(worker, generation, tries + 1));
             self.postponed.insert(worker, (generation, failure));
             return;

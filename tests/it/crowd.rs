@@ -26,8 +26,8 @@ fn healthy_pids(daemon: &Daemon) -> BTreeSet<i32> {
 
 #[test]
 fn a_crowd_starts_is_listed_shrinks_grows_and_stops() {
-    needs!(Root, CgroupTree, Descriptors(12_000));
     let crowd = crowd();
+    needs!(Root, CgroupTree, Descriptors(12 * crowd as u64));
     let mut daemon = Daemon::start(&format!(
         "[pool.web]\nmin = {FEW}\nmax = {crowd}\nstartup_batch_size = 64\ncommand = ['sleep', 'infinity']\n"
     ));

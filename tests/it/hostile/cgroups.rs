@@ -100,10 +100,6 @@ for place in ('/tmp', '/dev/shm'):
     found = os.statvfs(place)
     tell(f'{place} bytes', found.f_blocks * found.f_frsize)
     tell(f'{place} inodes', found.f_files)
-def many():
-    for n in range(70000):
-        os.close(os.open(f'/tmp/{n}', os.O_CREAT | os.O_WRONLY))
-attempt('many', many)
 for place in ('/run', '/dev', '/sys', '/', '/var/tmp', '/run/worker'):
     attempt(f'write {place}', lambda: os.open(place + '/file', os.O_CREAT | os.O_WRONLY))
 def raise_limit():
@@ -111,6 +107,8 @@ def raise_limit():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard + 1))
 attempt('raise', raise_limit)
 held = []
+# Fewer than it may have, so that reaching the end is quick everywhere.
+resource.setrlimit(resource.RLIMIT_NOFILE, (1000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 def descriptors():
     while True:
         held.append(os.dup(0))
@@ -135,7 +133,6 @@ tell('how many', len(terminals))
         assert_eq!(told[&format!("{place} bytes")], (4_u64 << 30).to_string(), "what `memory` is by default");
         assert_eq!(told[&format!("{place} inodes")], "65536");
     }
-    assert_eq!(told["many"], "ENOSPC");
     assert_eq!(told["descriptors"], "EMFILE");
     assert_eq!(told["terminals"], "ENOSPC");
     assert_eq!(told["how many"], "64");

@@ -65,15 +65,17 @@ os._exit(7)
 }
 
 #[test]
-fn five_hundred_workers_that_exit_at_once_have_500_certificates() {
+fn many_workers_that_exit_at_once_have_a_certificate_each() {
     needs!(Root, CgroupTree);
+    // An emulated machine starts programs five times slower: there a fifth of them has to do.
+    let count = if std::env::var_os("HALSUP_TEST_CROWD").is_some() { 100 } else { 500 };
     let mut daemon = Daemon::start(&format!(
-        "[pool.web]\nsize = 500\nstartup_batch_size = 500\nrestart = false\n{}",
+        "[pool.web]\nsize = {count}\nstartup_batch_size = {count}\nrestart = false\n{}",
         shell("exit $((HALSUP_SLOT % 100))")
     ));
     daemon.wait_until("all have ended", |daemon| {
         let all = workers(daemon);
-        Some(()).filter(|()| all.len() == 500 && all.iter().all(|worker| worker["last_exit"].is_string()))
+        Some(()).filter(|()| all.len() == count && all.iter().all(|worker| worker["last_exit"].is_string()))
     });
     for worker in workers(&daemon) {
         let slot = worker["slot"].as_u64().expect("a slot");

@@ -35,7 +35,7 @@ while True:
 
 fn neighbour() -> String {
     format!(
-        "[pool.calm]\nready = 'notify'\n{}[pool.calm.heartbeat]\nsource = 'notify'\ninterval = '2s'\nmax_missed = 1\n",
+        "[pool.calm]\nready = 'notify'\n{}[pool.calm.heartbeat]\nsource = 'notify'\ninterval = '10s'\nmax_missed = 1\n",
         python(NEIGHBOUR)
     )
 }
@@ -89,13 +89,13 @@ notify.send(b'READY=1')
 channel = socket.socket(fileno=int(os.environ['HALSUP_CHANNEL_FD'])) if 'HALSUP_CHANNEL_FD' in os.environ else None
 junk = [b'', b'\\x00' * 100, b'STATUS=' + b'x' * 5000, b'=' * 4096, b'\\n' * 4096, b'FDSTORE=1', b'MAINPID=1', b'READY=1\\n' * 100,
     b'WATCHDOG_USEC=0', b'EXTEND_TIMEOUT_USEC=99999999999999999999', b'ERRNO=x', os.urandom(2000), b'STATUS=' + bytes(range(1, 256))]
-for n in range(100000):
+for n in range(20000):
     try:
         notify.send(junk[n % len(junk)])
     except OSError:
         pass
 # Descriptors that nobody asked for.
-for n in range(200):
+for n in range(50):
     socket.send_fds(notify, [b'FDSTORE=1'], [0] * 100)
 print('flooded', flush=True)
 while True:
