@@ -161,7 +161,7 @@ const fn sentence(stage: Stage) -> &'static str {
         Stage::Started => "begin",
         Stage::Session => "make a session of its own",
         Stage::OpenWorkDir => "open its directory",
-        Stage::OpenRoot => "open its root directory",
+        Stage::OpenRoot => "open its root directory and map its ids (which a tmpfs allows from Linux 6.3 on)",
         Stage::JoinTemplate => "join the pool's template mount namespace",
         Stage::Unshare => "make its mount, cgroup, ipc and uts namespaces",
         Stage::JoinNetwork => "join the network namespace",

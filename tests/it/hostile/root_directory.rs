@@ -14,7 +14,8 @@ use crate::place::directory;
 /// A root file system, or `None` where there is no static busybox to make one of.
 fn root_file_system() -> Option<tempfile::TempDir> {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists())?;
-    let root = directory();
+    // On a disk: before Linux 6.3 a tmpfs, which /tmp often is, cannot be id-mapped.
+    let root = tempfile::Builder::new().prefix("halsup-test-").tempdir_in("/var/tmp").expect("make a directory");
     fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("open it to all");
     for dir in ["bin", "etc", "proc", "dev", "sys", "run", "tmp", "srv"] {
         fs::create_dir(root.path().join(dir)).expect("make a directory");
