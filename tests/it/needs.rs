@@ -26,6 +26,8 @@ pub(crate) enum Need<'a> {
     Userns,
     /// The overlay file system.
     Overlay,
+    /// A busybox without shared libraries, to make a root file system of.
+    Busybox,
     /// Python 3 with its standard library.
     Python3,
     /// An interpreter with the package `varlink`, which `HALSUP_TEST_VARLINK_PYTHON` names.
@@ -43,6 +45,7 @@ impl fmt::Display for Need<'_> {
             Self::Lacks(controller) => write!(f, "lacks:{controller}"),
             Self::Userns => f.write_str("userns"),
             Self::Overlay => f.write_str("overlay"),
+            Self::Busybox => f.write_str("busybox"),
             Self::Python3 => f.write_str("python3"),
             Self::VarlinkPython => f.write_str("varlink-python"),
             Self::Descriptors(count) => write!(f, "descriptors:{count}"),
@@ -57,6 +60,7 @@ impl<'a> Need<'a> {
             "cgroup2" => Self::CgroupTree,
             "userns" => Self::Userns,
             "overlay" => Self::Overlay,
+            "busybox" => Self::Busybox,
             "python3" => Self::Python3,
             "varlink-python" => Self::VarlinkPython,
             _ if word.starts_with("descriptors:") => Self::Descriptors(word.split_once(':')?.1.parse().ok()?),
@@ -83,6 +87,7 @@ impl<'a> Need<'a> {
             Self::Userns => succeeds("unshare", &["--user", "true"]),
             Self::Overlay => fs::read_to_string("/proc/filesystems")
                 .is_ok_and(|all| all.lines().any(|line| line.split_whitespace().next_back() == Some("overlay"))),
+            Self::Busybox => busybox().is_some(),
             Self::Python3 => succeeds("python3", &["-c", "import http.server"]),
             Self::VarlinkPython => varlink_python().is_some_and(|python| succeeds(&python, &["-c", "import varlink"])),
             Self::Descriptors(count) => {
@@ -106,6 +111,11 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+/// Where busybox is.
+pub(crate) fn busybox() -> Option<PathBuf> {
+    ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists())
 }
 
 /// Where the cgroup v2 hierarchy is mounted.
@@ -162,6 +172,7 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::CgroupTree,
         Need::Cgroup2("memory"),
         Need::Lacks("cpu"),
+        Need::Busybox,
         Need::Userns,
         Need::Overlay,
         Need::Python3,

@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{identities, shell};
 use crate::fixture::Daemon;
 use crate::look::{wait_certificate, wait_healthy, wait_line};
-use crate::needs::needs;
+use crate::needs::{busybox, needs};
 use crate::place::directory;
 
-/// A root file system, or `None` where there is no static busybox to make one of.
-fn root_file_system() -> Option<tempfile::TempDir> {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists())?;
+/// A root file system.
+fn root_file_system() -> tempfile::TempDir {
+    let busybox = busybox().expect("needed by every test that calls this");
     // On a disk: before Linux 6.3 a tmpfs, which /tmp often is, cannot be id-mapped.
     let root = tempfile::Builder::new().prefix("halsup-test-").tempdir_in("/var/tmp").expect("make a directory");
     fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("open it to all");
@@ -29,7 +29,7 @@ fn root_file_system() -> Option<tempfile::TempDir> {
     fs::write(root.path().join("etc/marker"), "of the directory\n").expect("write a file");
     fs::set_permissions(root.path().join("srv"), std::os::unix::fs::PermissionsExt::from_mode(0o1777))
         .expect("open it");
-    Some(root)
+    root
 }
 
 /// Every path below a directory, with kind, mode, owner and content.
@@ -74,8 +74,8 @@ exec sleep 100000
 
 #[test]
 fn a_directory_is_the_root_and_stays_as_it_was() {
-    needs!(Root, CgroupTree, Overlay);
-    let Some(root) = root_file_system() else { return };
+    needs!(Root, CgroupTree, Overlay, Busybox);
+    let root = root_file_system();
     let mut before = BTreeSet::new();
     picture(root.path(), &mut before);
     for identity in identities().filter(|identity| *identity != "host:nobody") {
@@ -119,10 +119,10 @@ fn a_directory_is_the_root_and_stays_as_it_was() {
 
 #[test]
 fn a_root_whose_own_places_are_links_or_missing_is_refused() {
-    needs!(Root, CgroupTree, Overlay);
+    needs!(Root, CgroupTree, Overlay, Busybox);
     for place in ["proc", "dev", "sys", "run", "tmp"] {
         for planted in [Some("/etc"), Some("bin"), None] {
-            let Some(root) = root_file_system() else { return };
+            let root = root_file_system();
             fs::remove_dir(root.path().join(place)).expect("remove it");
             if let Some(target) = planted {
                 symlink(target, root.path().join(place)).expect("plant a link");
@@ -137,8 +137,8 @@ fn a_root_whose_own_places_are_links_or_missing_is_refused() {
 
 #[test]
 fn a_link_that_a_root_plants_later_leads_nowhere() {
-    needs!(Root, CgroupTree, Overlay);
-    let Some(root) = root_file_system() else { return };
+    needs!(Root, CgroupTree, Overlay, Busybox);
+    let root = root_file_system();
     let config = format!(
         "[pool.web]\nroot = '{}'\nrestart = false\n{}",
         root.path().display(),
