@@ -28,6 +28,9 @@ pub(super) struct Stop {
     /// After this long everything is killed, such as 30s [default: as configured].
     #[arg(long, value_name = "DURATION", value_parser = timeout)]
     pub(super) timeout: Option<Duration>,
+    /// End the daemon alone: the next one takes its workers over (on_supervisor_death says how long they wait for it).
+    #[arg(long, conflicts_with = "timeout")]
+    pub(super) keep_workers: bool,
 }
 
 /// What a stop amounted to.
@@ -63,10 +66,13 @@ impl Stop {
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let timeout_ms = self.timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok());
         let mut stuck = Vec::new();
-        client.call_more(&Request::Shutdown(ShutdownRequest { timeout_ms }), |reply: ShutdownReply| {
-            stuck = reply.stuck;
-            Ok(())
-        })?;
+        client.call_more(
+            &Request::Shutdown(ShutdownRequest { timeout_ms, keep_workers: self.keep_workers.then_some(true) }),
+            |reply: ShutdownReply| {
+                stuck = reply.stuck;
+                Ok(())
+            },
+        )?;
         client.wait_for_end();
         // A daemon in another pid namespace has no pid here; that its connection ended is then all that can be known.
         if let Some(Ok(process)) = process {

@@ -89,6 +89,7 @@ fn render_certificate(certificate: &DeathCertificate) -> String {
         ("  generation", Some(certificate.generation.to_string())),
         ("  start", certificate.start_failure.as_ref().map(|failure| failure.text.clone())),
         ("  asked by", certificate.asked_by.clone()),
+        ("  note", certificate.note.clone()),
         ("  started", certificate.started.clone()),
         ("  user time", usec(certificate.user_usec)),
         ("  system time", usec(certificate.system_usec)),

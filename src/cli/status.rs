@@ -33,6 +33,9 @@ pub(super) fn render(status: &StatusReply) -> String {
     if !status.limits_enforced {
         text.push_str(&format!("limits are not enforced: {}\n", escape::text(reason(status))));
     }
+    if let Some(trouble) = &status.state_trouble {
+        text.push_str(&format!("nothing new is started until the state can be written: {}\n", escape::text(trouble)));
+    }
     if status.protocol != PROTOCOL {
         text.push_str(&format!("its protocol is {}, that of this program {PROTOCOL}\n", status.protocol));
     }
@@ -57,6 +60,7 @@ pub(super) fn render_daemon(status: &StatusReply) -> String {
         ("controllers", Some(list(&status.controllers.available))),
         ("missing", Some(list(&status.controllers.missing))),
         ("limits", Some(limits)),
+        ("trouble", status.state_trouble.as_ref().map(|trouble| format!("the state cannot be written: {trouble}"))),
         ("log", Some(status.log_filter.clone())),
         ("workers", Some(counts(&status.counts))),
     ])

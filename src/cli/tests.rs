@@ -211,6 +211,7 @@ fn status_says_what_is_not_enforced() {
         controllers: Controllers { available: vec!["pids".into()], missing: vec!["memory".into()] },
         limits_enforced: false,
         limits_reason: Some("controller memory is missing".into()),
+        state_trouble: None,
         log_filter: "info".into(),
         counts,
         pools: vec![pool],

@@ -4,19 +4,16 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use mio::Interest;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::ends::{Ends, ends, give, make_dir};
 use super::environment::{self, WORK_DIR};
-use super::live::{Evidence, Live, Watched};
-use super::pool::Pool;
+use super::live::{BirthRecord, Evidence, Live, Watched};
+use super::pool::{Pool, listen_text};
 use super::sources::{Source, Sources};
 use super::state::{Chore, Daemon, Freed, Place};
 use super::timers::Timer;
@@ -24,6 +21,7 @@ use crate::engine::{Input, Time};
 use crate::host::cgroup::{CgroupError, Enforcement, WorkerCgroup};
 use crate::host::identity::{IdentityError, MAPPED_RANGE, user_namespace};
 use crate::host::init_image::{ImageError, Start, start_image};
+use crate::host::ledger::LedgerError;
 use crate::host::logfile::{LogFile, LogFileError, Stream};
 use crate::host::port;
 use crate::host::spawn::{self, Birth, Gone, Overlay, Plan, SpawnError};
@@ -49,12 +47,16 @@ pub(super) enum BirthError {
     Image(#[from] ImageError),
     #[error("start it")]
     Spawn(#[from] SpawnError),
+    #[error("give it a place in the exit ledger")]
+    Ledger(#[from] LedgerError),
     #[error("open its log")]
     Log(#[from] LogFileError),
     #[error("{operation}")]
     Step { operation: &'static str, source: io::Error },
     #[error("port {port} is in use{}", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
     PortInUse { port: u16, holder: Option<String> },
+    #[error("write down that it is started: {trouble}")]
+    Unwritten { trouble: String },
     #[error("its pool is gone")]
     NoPool,
 }
@@ -67,15 +69,17 @@ impl BirthError {
             Self::Identity(_) => "identity",
             Self::Image(_) => "image",
             Self::Spawn(_) => "clone",
+            Self::Ledger(_) => "ledger",
             Self::Log(_) => "log",
             Self::Step { .. } => "sockets",
             Self::PortInUse { .. } => "port",
+            Self::Unwritten { .. } => "state",
             Self::NoPool => "pool",
         }
     }
 }
 
-fn step<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> BirthError {
+pub(super) fn step<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> BirthError {
     move |source| BirthError::Step { operation, source: source.into() }
 }
 
@@ -123,34 +127,22 @@ const fn is_shortage(errno: i32) -> bool {
 }
 
 /// Who a worker runs as, outside and inside.
-struct Ids {
+pub(super) struct Ids {
     /// What is free again when it has ended.
     freed: Option<Freed>,
     /// On the host.
-    uid: u32,
-    gid: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
     /// In its user namespace, or the same.
     inside: (u32, u32),
-    userns: Option<Rc<OwnedFd>>,
-}
-
-/// The daemon's ends of a worker's sockets, and the worker's.
-struct Ends {
-    init: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    channel: Option<OwnedFd>,
-    notify: Option<OwnedFd>,
-    notify_dir: Option<OwnedFd>,
-    /// In the order in which the worker gets them, without the image.
-    theirs: Vec<OwnedFd>,
+    pub(super) userns: Option<Rc<OwnedFd>>,
 }
 
 /// What has been made so far and has to go again if the rest fails.
 #[derive(Default)]
-struct Made {
+pub(super) struct Made {
     cgroup: Option<WorkerCgroup>,
-    chore: Chore,
+    pub(super) chore: Chore,
 }
 
 impl Daemon {
@@ -173,10 +165,14 @@ impl Daemon {
         self.chores.push_back(made.chore);
         self.logs.remove(&worker);
         let failure = start_failure(error.stage(), &error);
-        if tries < RETRIES && failure.errno.is_some_and(is_shortage) {
+        // A disk that takes no state is nothing that a worker could get used to: that is waited out however long it takes.
+        let unwritten = matches!(error, BirthError::Unwritten { .. });
+        if unwritten || (tries < RETRIES && failure.errno.is_some_and(is_shortage)) {
             tracing::debug!(target: "spawn", "start {}: {}; trying again", self.worker_name(worker), failure.text);
-            let pause = RETRY_PAUSE.saturating_mul(1 << tries).min(RETRY_PAUSE_MAX);
-            self.timers.set(super::clock::after(self.now, pause), Timer::Spawn(worker, generation, tries + 1));
+            let doublings = if unwritten { 3 } else { tries.min(RETRIES) };
+            let pause = RETRY_PAUSE.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX);
+            let tries = tries.saturating_add(u32::from(!unwritten));
+            self.timers.set(super::clock::after(self.now, pause), Timer::Spawn(worker, generation, tries));
             self.postponed.insert(worker, (generation, failure));
             return;
         }
@@ -203,6 +199,9 @@ impl Daemon {
     }
 
     fn try_spawn(&mut self, worker: WorkerId, generation: Generation, made: &mut Made) -> Result<(), BirthError> {
+        if let Some(trouble) = self.persist.trouble() {
+            return Err(BirthError::Unwritten { trouble: trouble.to_owned() });
+        }
         let pool = self.pools.get(&worker.pool).ok_or(BirthError::NoPool)?;
         let name = pool.worker_name(worker.slot);
         let port = environment::port(pool, worker.slot);
@@ -223,15 +222,26 @@ impl Daemon {
         let (work, _) = WorkDir::create(self.shared.work_dirs.as_fd(), &place, links, prefer, owner)?;
         let overlay = self.overlay(pool, &ids, &place, made)?;
         let mut ends = ends(pool, &ids, self.shared.null.as_fd(), self.shared.notify_dirs.as_fd(), &place, made)?;
-        let (argv, env) = environment::of_worker(pool, worker.slot, self.spec.instance.as_str());
-        let passed = ends.theirs.len() - 4;
-        let death_msec = match pool.spec.on_supervisor_death {
-            OnSupervisorDeath::Forever => None,
-            OnSupervisorDeath::EndAfter(delay) => Some(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX - 1)),
+        let ledger_at = self.shared.ledger.take()?;
+        made.chore.ledger_at = Some(ledger_at);
+        let started = super::clock::wall();
+        let record = BirthRecord {
+            pool: pool.spec.name.to_string(),
+            slot: worker.slot,
+            generation: generation.0,
+            uid: ids.uid,
+            frees: ids.freed,
+            port,
+            work_name: place.clone(),
+            trees: made.chore.trees.clone(),
+            started_msec: super::clock::msec(started),
+            listen: pool.spec.listen.iter().map(listen_text).collect(),
+            channel: ends.channel.is_some(),
+            notify: ends.notify.is_some(),
         };
-        let (filter, rlimits) = (&pool.prepared.filter, &pool.prepared.rlimits);
-        let start = Start { argv: &argv, env: &env, cwd: WORK_DIR, rlimits, seccomp: filter, passed, death_msec };
-        ends.theirs.insert(4, start_image(&start)?);
+        let image = image(pool, self.spec.instance.as_str(), &ends, &record, ledger_at)?;
+        ends.theirs.insert(4, image);
+        ends.keep(&self.shared).map_err(step("give its init what it keeps"))?;
         let work_dir = work.dir().try_clone_to_owned().map_err(step("open its directory"))?;
         let notify_dir = ends.notify_dir.take();
         let passed = std::mem::take(&mut ends.theirs);
@@ -245,7 +255,7 @@ impl Daemon {
         };
         // From here on there is a child: whatever fails to be watched ends it, and its exit is watched above all.
         let live = Live::new(
-            child.birth,
+            Some(child.birth),
             child.pid,
             cgroup,
             super::live::Particulars {
@@ -256,13 +266,19 @@ impl Daemon {
                 uid: ids.uid,
                 port,
                 work_name: place,
-                started: super::clock::wall(),
+                started,
             },
         );
         self.watch(worker, live, child.pidfd, ends)
     }
 
-    fn watch(&mut self, worker: WorkerId, mut live: Live, pidfd: OwnedFd, ends: Ends) -> Result<(), BirthError> {
+    pub(super) fn watch(
+        &mut self,
+        worker: WorkerId,
+        mut live: Live,
+        pidfd: OwnedFd,
+        ends: Ends,
+    ) -> Result<(), BirthError> {
         let sources = &mut self.sources;
         let watched = (|| {
             live.init = Some(listen(sources, ends.init, Source::Init(worker))?);
@@ -379,77 +395,34 @@ fn take_ids(
     }
 }
 
-fn make_dir(parent: BorrowedFd<'_>, name: &str, mode: u32) -> io::Result<OwnedFd> {
-    mkdirat(parent, name, Mode::from_raw_mode(mode))?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = openat(parent, name, flags, Mode::empty())?;
-    rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
-    Ok(dir)
-}
-
-fn give(dir: BorrowedFd<'_>, name: &str, uid: u32, gid: u32) -> io::Result<()> {
-    let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
-    chownat(dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)?;
-    Ok(())
-}
-
-/// Makes the sockets between daemon and worker. The worker gets: /dev/null, two pipes, its init's socket, (the image,) the
-/// pool's listeners, the channel.
-fn ends(
+/// Everything that a worker's init is to know, sealed.
+fn image(
     pool: &Pool,
-    ids: &Ids,
-    null: BorrowedFd<'_>,
-    notify_dirs: BorrowedFd<'_>,
-    place: &str,
-    made: &mut Made,
-) -> Result<Ends, BirthError> {
-    let pair = || {
-        let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        Ok::<_, rustix::io::Errno>((ours, theirs))
+    instance: &str,
+    ends: &Ends,
+    record: &BirthRecord,
+    ledger_at: u64,
+) -> Result<OwnedFd, BirthError> {
+    let (argv, env) = environment::of_worker(pool, record.slot, instance);
+    let death_msec = match pool.spec.on_supervisor_death {
+        OnSupervisorDeath::Forever => None,
+        OnSupervisorDeath::EndAfter(delay) => Some(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX - 1)),
     };
-    let pipe = || {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&read, true)?;
-        Ok::<_, rustix::io::Errno>((read, write))
+    let written = serde_json::to_vec(record);
+    let written = written.map_err(|error| step("write its birth record")(io::Error::other(error)))?;
+    let start = Start {
+        argv: &argv,
+        env: &env,
+        cwd: WORK_DIR,
+        rlimits: &pool.prepared.rlimits,
+        seccomp: &pool.prepared.filter,
+        passed: ends.for_program(),
+        death_msec,
+        ledger_at,
+        generation: record.generation,
+        record: &written,
     };
-    let (stdout, their_stdout) = pipe().map_err(step("make its output pipes"))?;
-    let (stderr, their_stderr) = pipe().map_err(step("make its output pipes"))?;
-    for end in [&their_stdout, &their_stderr] {
-        // So that it can open them again, as /dev/stdout and /dev/stderr.
-        give(end.as_fd(), "", ids.uid, ids.gid).map_err(step("give it its output pipes"))?;
-    }
-    let (init, their_init) = pair().map_err(step("make its init's socket"))?;
-    let null = null.try_clone_to_owned().map_err(step("open /dev/null"))?;
-    let mut theirs = vec![null, their_stdout, their_stderr, their_init];
-    for (_, listener) in &pool.prepared.listeners {
-        theirs.push(listener.try_clone().map_err(step("pass its listeners"))?);
-    }
-    let mut channel = None;
-    if environment::has_channel(pool) {
-        let (ours, their_channel) = pair().map_err(step("make its channel"))?;
-        theirs.push(their_channel);
-        channel = Some(ours);
-    }
-    let (mut notify, mut notify_dir) = (None, None);
-    if environment::has_notify(pool) {
-        made.chore.trees.push((Place::Notify, place.to_owned()));
-        let dir = make_dir(notify_dirs, place, 0o755).map_err(step("make the directory of its notify socket"))?;
-        let socket = notify_socket(dir.as_fd(), ids).map_err(step("make its notify socket"))?;
-        (notify, notify_dir) = (Some(socket), Some(dir));
-    }
-    Ok(Ends { init, stdout, stderr, channel, notify, notify_dir, theirs })
-}
-
-/// A socket of its own for each worker: who sends is known by where it arrives, and a flood drowns only itself.
-fn notify_socket(dir: BorrowedFd<'_>, ids: &Ids) -> io::Result<OwnedFd> {
-    // By the descriptor, since the path of a directory may be longer than a socket's name can be.
-    let socket = UnixDatagram::bind(format!("/proc/self/fd/{}/socket", dir.as_raw_fd()))?;
-    socket.set_nonblocking(true)?;
-    rustix::fs::chmodat(dir, "socket", Mode::from_raw_mode(0o600), AtFlags::empty())?;
-    give(dir, "socket", ids.uid, ids.gid)?;
-    Ok(socket.into())
+    Ok(start_image(&start)?)
 }
 
 struct PlanFds {

@@ -34,3 +34,14 @@ pub(super) fn after(start: Time, delay: Duration) -> Time {
 pub(super) fn rfc3339(wall: SystemTime) -> String {
     humantime::format_rfc3339_millis(wall).to_string()
 }
+
+/// A wall time in milliseconds since 1970.
+pub(super) fn msec(wall: SystemTime) -> u64 {
+    let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Undoes [`msec`].
+pub(super) fn from_msec(msec: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(msec)).unwrap_or(SystemTime::UNIX_EPOCH)
+}

@@ -13,6 +13,7 @@ use super::sources::Source;
 use super::state::Daemon;
 use super::timers::Timer;
 use super::{Error, clock};
+use crate::engine::Effect;
 
 /// Events that one turn takes from the kernel.
 const EVENTS_A_TURN: usize = 1024;
@@ -73,6 +74,7 @@ impl Daemon {
                 }
                 Some(Source::Probe(place)) => self.on_probe(place),
                 Some(Source::Files) => self.on_files(),
+                Some(Source::OwnFiles) => self.on_own_files(),
                 Some(Source::Limits) => self.on_limits(),
                 // Heard above; and what was closed meanwhile has nothing more to say.
                 Some(Source::Exit(_)) | None => {}
@@ -95,6 +97,12 @@ impl Daemon {
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
+                Timer::WriteState => self.write_state_again(),
+                Timer::LookAtExit(worker, generation) => {
+                    if self.live_mut(worker, generation).is_some() {
+                        self.on_exit(worker);
+                    }
+                }
                 Timer::Watchdog => self.feed_watchdog(),
                 Timer::Notify => {
                     self.manager.say_again();
@@ -110,7 +118,14 @@ impl Daemon {
             self.engine.handle(input, self.now);
         }
         self.engine.handle_timeout(self.now);
-        while let Some(effect) = self.engine.poll_effect() {
+        let effects: Vec<Effect> = std::iter::from_fn(|| self.engine.poll_effect()).collect();
+        for effect in &effects {
+            if let Effect::Certify(worker, generation, cause) = effect {
+                self.write_end(*worker, *generation, *cause);
+            }
+        }
+        self.write_down();
+        for effect in effects {
             self.perform(effect);
         }
         self.forget_pools();

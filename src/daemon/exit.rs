@@ -15,7 +15,7 @@ use super::timers::Timer;
 use crate::engine::{Ended, Input};
 use crate::host::cgroup::Removal;
 use crate::host::logfile::Stream;
-use crate::host::spawn::{Gone, Status, step_failed, try_wait};
+use crate::host::spawn::{Gone, Status, Waited, exit_info, has_ended, step_failed, try_wait};
 use crate::host::workdir;
 use crate::protocol::control::Cause;
 use crate::protocol::init::Report;
@@ -23,6 +23,9 @@ use crate::spec::{Generation, WorkerId};
 
 /// Entries of ended workers' trees that one turn removes.
 const ENTRIES_A_TURN: usize = 256;
+/// How often the kernel is asked how a process ended that somebody else reaps; the pauses double, to a tenth of a second in
+/// all.
+const EXIT_LOOKS_MAX: u32 = 6;
 
 impl Daemon {
     /// A worker's first process has ended, and with it its pid namespace.
@@ -33,6 +36,15 @@ impl Daemon {
             Ok(Some(waited)) => Some(waited),
             // Edges come early or twice; there will be another.
             Ok(None) => return,
+            Err(error) if live.adopted && error.raw_os_error() == Some(rustix::io::Errno::CHILD.raw_os_error()) => {
+                if !has_ended(&process.fd) {
+                    return;
+                }
+                match self.end_of_stranger(worker) {
+                    Some(waited) => waited,
+                    None => return,
+                }
+            }
             // Reaped by somebody else, which only a tracer of this daemon can do: its end is true, its status is lost.
             Err(error) => {
                 tracing::warn!(target: "worker", %error, "wait for {}", self.worker_name(worker));
@@ -62,6 +74,27 @@ impl Daemon {
             self.inputs.push(Input::Exited(worker, generation, ended));
         }
         self.empty(worker, generation);
+    }
+
+    /// How a worker ended that another daemon started, so that somebody else waits for it: its init has said so, or the
+    /// kernel knows once that somebody has reaped it. `None` if that may still come; then a timer asks again.
+    fn end_of_stranger(&mut self, worker: WorkerId) -> Option<Option<Waited>> {
+        self.hear_last_words(worker);
+        let live = self.live.get_mut(&worker)?;
+        if live.main_exit.is_some() || live.start_failure.is_some() {
+            return Some(None);
+        }
+        let process = live.process.as_ref()?;
+        if let Some(status) = exit_info(&process.fd) {
+            return Some(Some(Waited { status, user_usec: 0, system_usec: 0, max_rss_kib: 0 }));
+        }
+        if live.exit_looks >= EXIT_LOOKS_MAX {
+            return Some(None);
+        }
+        live.exit_looks += 1;
+        let (generation, pause) = (live.generation, Duration::from_millis(1 << live.exit_looks));
+        self.timers.set(clock::after(self.now, pause), Timer::LookAtExit(worker, generation));
+        None
     }
 
     /// Reads all that a dead worker has left in its sockets and pipes, before its end is recorded.
@@ -123,6 +156,9 @@ impl Daemon {
             oom_kills,
             leftover: live.leftover,
             last_output,
+            note: (ended == Ended::Unknown && live.adopted).then(|| {
+                "its init was killed; it was started by an earlier daemon, and this kernel tells only a parent how a process ended".to_owned()
+            }),
         };
         (evidence, ended)
     }
@@ -217,6 +253,11 @@ impl Daemon {
                     chore.frees = None;
                 }
             }
+        }
+        if chore.trees.is_empty()
+            && let Some(place) = chore.ledger_at
+        {
+            self.shared.ledger.give_back(place);
         }
         match (chore.trees.is_empty(), chore.frees) {
             (true, Some(Freed::Id(number))) => self.shared.ids.give_back(number),

@@ -1,47 +1,45 @@
 //! From nothing to the first turn, and from the last turn to nothing.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::Timespec;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::birth::{IDS, RANGES};
 use super::control::Control;
 use super::events::EventLog;
 use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
+use super::own_files::OwnFiles;
 use super::probe::Probes;
 use super::ready_file::ReadyFiles;
+use super::recover::{Recovery, end_leftovers};
 use super::reload::{FIRST_START, prepare_all};
 use super::signals::Signals;
 use super::sources::Sources;
-use super::state::{Chore, Daemon, Place, Shared};
+use super::state::{Daemon, Shared};
 use super::timers::{Timer, Timers};
 use super::{Error, RunOptions, clock};
-use crate::engine::{Engine, Input, State, Target, Time};
-use crate::host::cgroup::{CgroupRoot, Location, Removal, WorkerCgroup};
-use crate::host::identity::IdPool;
+use crate::engine::{Engine, Input, State, Target};
+use crate::host::adopt::own_pidfd;
+use crate::host::cgroup::{CgroupRoot, Location};
 use crate::host::init_image::init_program;
 use crate::host::mounts::private_null;
 use crate::host::own_dir::{OwnDirError, own_dir};
 use crate::host::spawn::{PASSED_MAX, SLOTTED_STACKS_MAX, Stack, close_inherited, set_undumpable};
 use crate::protocol::control::DaemonState;
-use crate::spec::{Config, DaemonSpec, Generation};
+use crate::spec::{Config, DaemonSpec};
 
-/// How long an earlier daemon's workers may take to die at the start.
-const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the lock of a dead daemon is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause before the service manager is told once more what it did not take.
 const NOTIFY_PAUSE: Duration = Duration::from_millis(100);
-/// Processes of one leftover cgroup that are counted for an error.
-const LEFTOVER_PIDS_MAX: usize = 1000;
-
 pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
@@ -77,8 +75,10 @@ pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
 }
 
 /// Removes what a start that failed has made in the cgroup tree.
+///
+/// Workers of an earlier daemon stay as they are, for a start that succeeds.
 fn give_up(cgroups: CgroupRoot) {
-    let removed = end_leftovers(&cgroups);
+    let removed = cgroups.walk().map_err(Error::from).and_then(|walk| end_leftovers(&cgroups, &[], &walk.pools));
     super::log::best_effort(removed, "the next start removes what is left");
     super::log::best_effort(cgroups.release(), "the next start takes it over");
 }
@@ -86,7 +86,7 @@ fn give_up(cgroups: CgroupRoot) {
 /// Closes what only the loop's own life needs and says what could not be ended.
 impl Daemon {
     fn begin(&mut self) {
-        self.inputs.push(Input::StartRequested(FIRST_START, Target::All));
+        self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
         self.state = DaemonState::Running;
         self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
         self.catch_up_with_manager();
@@ -111,7 +111,23 @@ impl Daemon {
         }
     }
 
+    /// Ends without touching a worker: all that is theirs stays where the next daemon looks for it.
+    fn end_alone(mut self) {
+        for log in self.logs.values_mut() {
+            log.flush(clock::wall());
+        }
+        self.sync_state();
+        self.shutdown_done(Vec::new());
+        self.flush_clients();
+        self.close_control();
+        tracing::info!(target: "pool", workers = self.live.len(), "left");
+    }
+
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
+        if self.leaves {
+            self.end_alone();
+            return ran;
+        }
         let stuck: Vec<String> = self
             .engine
             .workers()
@@ -121,10 +137,14 @@ impl Daemon {
         while self.do_chores() {
             self.manager.watchdog();
         }
+        if stuck.is_empty() {
+            self.forget_state();
+        }
         let ids: Vec<_> = self.pools.keys().copied().collect();
         for id in ids {
             self.forget_pool(id);
         }
+        self.sync_state();
         if let Some(cgroups) = self.cgroups.take()
             && let Err(error) = cgroups.release()
         {
@@ -165,6 +185,11 @@ fn forbid_core() {
     super::log::best_effort(lowered, "a limit can always be lowered");
 }
 
+/// This process's environment, as far as it is text.
+pub(super) fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
 fn occupy_low_descriptors() -> io::Result<Vec<OwnedFd>> {
     let mut low = Vec::new();
     loop {
@@ -187,10 +212,12 @@ fn open_null() -> io::Result<OwnedFd> {
 }
 
 /// The daemon's directories, and the lock that makes it the only one.
-struct Directories {
-    work: OwnedFd,
-    notify: OwnedFd,
-    overlay: OwnedFd,
+pub(super) struct Directories {
+    pub(super) state: OwnedFd,
+    pub(super) runtime: OwnedFd,
+    pub(super) work: OwnedFd,
+    pub(super) notify: OwnedFd,
+    pub(super) overlay: OwnedFd,
     logs: OwnedFd,
     /// One on each: either may be shared with another daemon by mistake.
     locks: [OwnedFd; 2],
@@ -217,6 +244,8 @@ impl Directories {
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
             locks: [lock, runtime_lock],
+            state,
+            runtime,
         })
     }
 }
@@ -239,14 +268,10 @@ fn lock(state: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Error> {
     let failed = |operation| broken(operation, &path.join("lock"));
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock = openat(state, "lock", flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("open")(errno.into()))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+    match wait_for_lock(&lock) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut text = [0_u8; 16];
-            let length = rustix::io::pread(&lock, &mut text, 0).unwrap_or(0);
-            let pid =
-                std::str::from_utf8(text.get(..length).unwrap_or_default()).ok().and_then(|t| t.trim().parse().ok());
-            return Err(Error::Running { path: path.display().to_string(), pid });
+            return Err(Error::Running { path: path.display().to_string(), pid: holder(&lock) });
         }
         Err(errno) => return Err(failed("lock")(errno.into())),
     }
@@ -255,79 +280,26 @@ fn lock(state: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Error> {
     Ok(lock)
 }
 
-/// What an earlier daemon of this instance has left, and the highest generation among it: names that hold it may still be
-/// in use while it is being removed, so counting goes on from there.
-#[derive(Debug, Default)]
-struct Leftovers {
-    chores: VecDeque<Chore>,
-    last: Generation,
-}
-
-impl Leftovers {
-    fn find(dirs: &Directories, cgroups: &CgroupRoot) -> Result<Self, Error> {
-        let mut left = Self::default();
-        for (place, dir) in [(Place::Work, &dirs.work), (Place::Notify, &dirs.notify), (Place::Overlay, &dirs.overlay)]
-        {
-            let entries = rustix::fs::Dir::read_from(dir);
-            let entries =
-                entries.map_err(|errno| Error::Start { operation: "list what is left", source: errno.into() })?;
-            for entry in entries.flatten() {
-                let Ok(name) = entry.file_name().to_str() else { continue };
-                if name == "." || name == ".." {
-                    continue;
-                }
-                let generation = name.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(0);
-                left.last = left.last.max(Generation(generation));
-                left.chores.push_back(Chore { trees: vec![(place, name.to_owned())], frees: None });
-            }
+/// Locks. A daemon that was killed in the middle of a spawn leaves its lock with the child until that executes, a millisecond
+/// later: while the holder that is named does not live, that is waited for.
+fn wait_for_lock(lock: &OwnedFd) -> Result<(), rustix::io::Errno> {
+    let deadline = clock::after(clock::now(), LOCK_PATIENCE);
+    loop {
+        let taken = flock(lock, FlockOperation::NonBlockingLockExclusive);
+        let dead = || holder(lock).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        if taken != Err(rustix::io::Errno::WOULDBLOCK) || clock::now() >= deadline || !dead() {
+            return taken;
         }
-        let walk = cgroups.walk()?;
-        left.last = walk.workers.iter().map(|worker| worker.generation).fold(left.last, Generation::max);
-        Ok(left)
+        let pause = Timespec::try_from(Duration::from_millis(2)).unwrap_or_default();
+        super::log::best_effort(rustix::event::poll(&mut [], Some(&pause)), "tried again at once");
     }
 }
 
-/// Ends whatever an earlier daemon of this instance left running: nothing may run that nobody watches.
-///
-/// What the kernel does not let go of is said and left where it is; it is no reason to leave everything else unwatched.
-fn end_leftovers(cgroups: &CgroupRoot) -> Result<(), Error> {
-    let deadline = clock::after(clock::now(), LEFTOVER_DEADLINE);
-    let walk = cgroups.walk()?;
-    let mut found = Vec::new();
-    for leftover in &walk.workers {
-        let pool = cgroups.open_pool(&leftover.pool)?;
-        let worker = WorkerCgroup::open(&pool, leftover.slot, leftover.generation)?;
-        worker.kill()?;
-        found.push(worker);
-    }
-    if !found.is_empty() {
-        tracing::warn!(target: "pool", workers = found.len(), "ended workers that an earlier daemon left");
-    }
-    for mut worker in found {
-        if let Err(error) = empty_leftover(&mut worker, deadline) {
-            tracing::error!(target: "pool", "end what is left in {}: {}", worker.leaf(), super::birth::chain(&error));
-        }
-    }
-    for pool in &walk.pools {
-        cgroups.open_pool(pool)?.remove(cgroups)?;
-    }
-    Ok(())
-}
-
-fn empty_leftover(worker: &mut WorkerCgroup, deadline: Time) -> Result<(), Error> {
-    // Emptiness and removal are two moments apart: the kernel lets go of a cgroup a little after its last process.
-    while worker.populated()? || worker.remove()? == Removal::Busy {
-        let left = clock::since(clock::now(), deadline);
-        if left.is_zero() {
-            let processes = worker.pids(LEFTOVER_PIDS_MAX)?.pids.len();
-            let (cgroup, seconds) = (worker.leaf().to_owned(), LEFTOVER_DEADLINE.as_secs());
-            return Err(Error::Leftover { cgroup, processes, seconds });
-        }
-        let mut events = [PollFd::from_borrowed_fd(worker.events_fd()?, PollFlags::PRI)];
-        let timeout = Timespec::try_from(left.min(Duration::from_millis(20))).unwrap_or_default();
-        super::log::best_effort(rustix::event::poll(&mut events, Some(&timeout)), "looked at again at once");
-    }
-    Ok(())
+/// Who holds a lock, by its own word.
+fn holder(lock: &OwnedFd) -> Option<u32> {
+    let mut text = [0_u8; 16];
+    let length = rustix::io::pread(lock, &mut text, 0).unwrap_or(0);
+    std::str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()
 }
 
 fn assemble(
@@ -339,19 +311,17 @@ fn assemble(
     stacks: Vec<Stack>,
     poll: &mio::Poll,
 ) -> Result<Daemon, Error> {
-    let left = Leftovers::find(&dirs, cgroups)?;
-    end_leftovers(cgroups)?;
+    let mut past = Recovery::begin(&config, &dirs, cgroups)?;
     let started = |operation| move |source| Error::Start { operation, source };
-    let registry = poll.registry().try_clone().map_err(started("share the event queue"))?;
-    let mut sources = Sources::new(registry);
+    let mut sources = Sources::new(poll.registry().try_clone().map_err(started("share the event queue"))?);
     let signals = Signals::listen(&mut sources).map_err(started("listen to signals"))?;
     let control = Control::bind(&config.daemon, &mut sources)?;
-    let changes = prepare_all(&config, cgroups)?;
-    let environment: BTreeMap<String, String> =
-        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-    let config_text =
-        options.config_path.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let changes = prepare_all(&config, cgroups, &past.left)?;
+    let read = |path| std::fs::read_to_string(path).ok();
+    let config_text = options.config_path.as_ref().and_then(read).unwrap_or_default();
+    past.persist.keep_config(&config_text);
     let now = clock::now();
+    let found = past.settle(changes, &dirs, cgroups, now)?;
     let shared = Shared {
         init: Rc::new(init_program()?),
         work_dirs: dirs.work,
@@ -359,16 +329,18 @@ fn assemble(
         overlay_dirs: dirs.overlay,
         log_dir: dirs.logs,
         null: private_null()?,
-        ids: IdPool::new(IDS, now.0),
-        ranges: IdPool::new(RANGES, now.0),
+        ids: found.ids,
+        ranges: found.ranges,
         stacks,
+        ledger: found.ledger,
+        daemon: own_pidfd().map_err(started("open a pidfd of this process"))?,
         _locks: dirs.locks,
     };
     let mut daemon = Daemon {
         spec: config.daemon,
         config_path: options.config_path.clone(),
         options,
-        engine: Engine::with_last_generation(now.0, left.last),
+        engine: Engine::with_last_generation(now.0, found.generation),
         now,
         started: now,
         started_wall: clock::wall(),
@@ -384,7 +356,10 @@ fn assemble(
         evidence: BTreeMap::new(),
         asked_by: BTreeMap::new(),
         last_exit: BTreeMap::new(),
-        certificates: VecDeque::new(),
+        own_files: OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources),
+        persist: found.persist,
+        written: BTreeMap::new(),
+        certificates: found.certificates,
         logs: BTreeMap::new(),
         sources,
         timers: Timers::default(),
@@ -392,19 +367,18 @@ fn assemble(
         ready_files: ReadyFiles::default(),
         limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
-        chores: left.chores,
+        chores: found.chores,
         events: EventLog::default(),
         control,
         log,
         config_text,
         signals,
-        manager: Manager::from_environment(&environment),
+        manager: Manager::from_environment(&environment()),
         holder_search: None,
         reaps: std::process::id() == 1,
         finished: false,
+        leaves: false,
     };
-    for change in changes {
-        daemon.define(change);
-    }
+    daemon.begin_pools(found.pools, found.config.as_deref());
     Ok(daemon)
 }

@@ -5,8 +5,10 @@ use std::time::SystemTime;
 
 use mio::Token;
 
+use serde::{Deserialize, Serialize};
+
 use super::sources::Sources;
-use super::state::Chore;
+use super::state::{Chore, Freed, Place};
 use crate::host::cgroup::{Enforcement, WorkerCgroup};
 use crate::host::spawn::Birth;
 use crate::host::spawn::Waited;
@@ -69,6 +71,10 @@ pub(super) struct Live {
     /// How often its removal was tried.
     pub(super) removals: u32,
     pub(super) enforcement: Enforcement,
+    /// Whether another daemon has started it, so that it is not this one's child.
+    pub(super) adopted: bool,
+    /// How often it was asked how it ended, of a kernel that says so once it was reaped.
+    pub(super) exit_looks: u32,
     /// Name of its directory below the work directories.
     pub(super) work_name: String,
     /// What is removed when it has ended.
@@ -91,6 +97,25 @@ pub(super) struct Live {
     pub(super) next_ping: u64,
 }
 
+/// What a later daemon is to know about a generation: written into its start image, which nobody can change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BirthRecord {
+    pub(super) pool: String,
+    pub(super) slot: u32,
+    pub(super) generation: u64,
+    pub(super) uid: u32,
+    pub(super) frees: Option<Freed>,
+    pub(super) port: Option<u16>,
+    pub(super) work_name: String,
+    pub(super) trees: Vec<(Place, String)>,
+    /// Wall clock, in milliseconds since 1970.
+    pub(super) started_msec: u64,
+    /// What it listens on, in the order in which it was handed in.
+    pub(super) listen: Vec<String>,
+    pub(super) channel: bool,
+    pub(super) notify: bool,
+}
+
 /// What is known of a generation before it lives.
 #[derive(Debug)]
 pub(super) struct Particulars {
@@ -105,15 +130,16 @@ pub(super) struct Particulars {
 }
 
 impl Live {
-    /// A generation that was just cloned and is not listened to yet.
-    pub(super) fn new(birth: Birth, init_pid: i32, cgroup: WorkerCgroup, known: Particulars) -> Self {
+    /// A generation that was just cloned (`birth` is what it still reads) or found, and is not listened to yet.
+    pub(super) fn new(birth: Option<Birth>, init_pid: i32, cgroup: WorkerCgroup, known: Particulars) -> Self {
+        let adopted = birth.is_none();
         Self {
             pool: known.pool,
             generation: known.generation,
             phase: Phase::Starting,
             process: None,
             init_pid,
-            birth: Some(birth),
+            birth,
             init: None,
             main: None,
             main_pid: None,
@@ -125,6 +151,8 @@ impl Live {
             cgroup_events: None,
             removals: 0,
             enforcement: known.enforcement,
+            adopted,
+            exit_looks: 0,
             chore: known.chore,
             work_name: known.work_name,
             uid: known.uid,
@@ -155,4 +183,6 @@ pub(super) struct Evidence {
     pub(super) oom_kills: Option<u64>,
     pub(super) leftover: Option<u64>,
     pub(super) last_output: String,
+    /// What is not known of its end, and why.
+    pub(super) note: Option<String>,
 }

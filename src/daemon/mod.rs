@@ -4,10 +4,12 @@
 //! the first turn), `event_loop` (one turn), `birth`, `reports`, `exit` (a worker's life), `perform` (effects), `control`
 //! (what others ask).
 
+mod adopt;
 mod birth;
 mod clock;
 mod control;
 mod doctor;
+mod ends;
 mod environment;
 mod event_loop;
 mod events;
@@ -18,11 +20,14 @@ mod live;
 mod log;
 mod log_sink;
 mod manager;
+mod own_files;
 mod perform;
+mod persist;
 mod pool;
 mod probe;
 mod probe_socket;
 mod ready_file;
+mod recover;
 mod reload;
 mod reports;
 mod signals;
@@ -39,7 +44,9 @@ pub use pool::PoolError;
 
 use crate::host::cgroup::CgroupError;
 use crate::host::init_image::ImageError;
+use crate::host::ledger::LedgerError;
 use crate::host::mounts::MountError;
+use crate::host::state_file::StateFileError;
 use crate::protocol::control::{Check, StatusReply, WorkerInfo};
 use crate::spec::{Config, InstanceName, PoolName};
 
@@ -107,6 +114,12 @@ pub enum Error {
         /// How long it was waited.
         seconds: u64,
     },
+    /// Where inits write down how their workers ended.
+    #[error("prepare the exit ledger")]
+    Ledger(#[from] LedgerError),
+    /// What outlives the daemon.
+    #[error("read the state of an earlier daemon")]
+    State(#[from] StateFileError),
     /// What all workers have of `/dev`.
     #[error("make a /dev/null for workers")]
     Null(#[from] MountError),

@@ -27,7 +27,7 @@ impl Daemon {
                 }
             }
             Effect::StateChanged(worker, state) => self.state_changed(worker, state),
-            Effect::Certify(worker, generation, cause) => self.certify(worker, generation, cause),
+            Effect::Certify(worker, generation, _) => self.certify(worker, generation),
             Effect::Forget(worker) => self.forget(worker),
             Effect::Answer(call, answer) if call.0 & OWN_CALLS != 0 => self.answer_own(call, &answer),
             Effect::Answer(call, answer) => self.answer(call, &answer),
@@ -79,7 +79,13 @@ impl Daemon {
         self.record(happening);
     }
 
-    fn certify(&mut self, worker: WorkerId, generation: Generation, cause: EngineCause) {
+    /// Writes the certificate of an end down, before anything else is done about it. An end that an earlier daemon has
+    /// certified is not certified again.
+    pub(super) fn write_end(&mut self, worker: WorkerId, generation: Generation, cause: EngineCause) {
+        let name = self.worker_name(worker);
+        if self.certificates.iter().rev().any(|known| known.worker == name && known.generation == generation.0) {
+            return;
+        }
         let known = self.evidence.remove(&(worker, generation)).unwrap_or_default();
         let cause = match cause {
             EngineCause::Itself(Ended::Unknown) => known.status.unwrap_or(Cause::Unknown),
@@ -91,6 +97,13 @@ impl Daemon {
         };
         let asked_by = if cause == Cause::Requested { self.asked_by.get(&worker).cloned() } else { None };
         let certificate = self.certificate(worker, generation, cause, known, asked_by);
+        self.write_certificate(&certificate);
+        self.written.insert((worker, generation), certificate);
+    }
+
+    fn certify(&mut self, worker: WorkerId, generation: Generation) {
+        let Some(certificate) = self.written.remove(&(worker, generation)) else { return };
+        let cause = certificate.cause;
         let what = certificate.start_failure.as_ref().map(|failure| format!(": {}", failure.text)).unwrap_or_default();
         let name = certificate.worker.clone();
         tracing::info!(target: "worker", worker = %name, generation = generation.0, cause = %cause, "{name} ended: {cause}{what}");
@@ -130,6 +143,7 @@ impl Daemon {
             leftover_processes: known.leftover,
             last_output: known.last_output,
             asked_by,
+            note: known.note,
         }
     }
 

@@ -234,6 +234,14 @@ fn filter(seccomp: &Seccomp) -> Result<Vec<u8>, PoolError> {
     Ok(filter.program().iter().flat_map(|instruction| instruction.to_ne_bytes()).collect())
 }
 
+/// A listener's address as an operator writes it.
+pub(super) fn listen_text(listen: &Listen) -> String {
+    match listen {
+        Listen::Tcp(address) => format!("tcp:{address}"),
+        Listen::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
 fn listeners(wanted: &[Listen], kept: &[(Listen, OwnedFd)]) -> Result<Vec<(Listen, OwnedFd)>, PoolError> {
     wanted.iter().map(|listen| Ok((listen.clone(), listener(listen, kept)?))).collect()
 }

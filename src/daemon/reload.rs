@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::adopt::Left;
 use super::birth::chain;
 use super::pool::{Pool, Templates, prepare};
 use super::state::Daemon;
@@ -35,10 +36,9 @@ impl Daemon {
         let path =
             self.config_path.clone().ok_or("there is no configuration file: pools came from the command line")?;
         let text = read_bounded(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
-        let environment: BTreeMap<String, String> =
-            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-        let config = parse_config(&text, &environment).map_err(|errors| errors.to_string())?;
+        let config = parse_config(&text, &super::launch::environment()).map_err(|errors| errors.to_string())?;
         let reply = self.change_to(config)?;
+        self.persist.keep_config(&text);
         self.config_text = text;
         tracing::info!(target: "pool", added = reply.added.len(), changed = reply.changed.len(), removed = reply.removed.len(), "reloaded");
         Ok(reply)
@@ -161,20 +161,32 @@ impl Daemon {
         self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
         *pool = Pool { id, spec: change.spec, prepared: change.prepared };
         if program_differs {
-            let workers: Vec<_> =
-                self.engine.workers().map(|view| view.worker).filter(|worker| worker.pool == id).collect();
-            self.asked_by.extend(workers.into_iter().map(|worker| (worker, "a reload".to_owned())));
-            self.inputs.push(Input::RestartRequested(RESTART_CHANGED, Target::Pool(id)));
+            self.restart_changed(id);
         }
+    }
+
+    /// Restarts the workers of a pool whose configuration has changed.
+    pub(super) fn restart_changed(&mut self, id: PoolId) {
+        let workers: Vec<_> =
+            self.engine.workers().map(|view| view.worker).filter(|worker| worker.pool == id).collect();
+        self.asked_by.extend(workers.into_iter().map(|worker| (worker, "a changed configuration".to_owned())));
+        self.inputs.push(Input::RestartRequested(RESTART_CHANGED, Target::Pool(id)));
     }
 
     /// Adds a pool; the engine starts it.
     pub(super) fn define(&mut self, change: Change) {
+        let policy = Box::new(change.spec.policy.clone());
+        let id = self.add_pool(change);
+        self.inputs.push(Input::PoolDefined(id, policy));
+    }
+
+    /// Adds a pool that the engine is told of by the caller.
+    pub(super) fn add_pool(&mut self, change: Change) -> PoolId {
         let id = PoolId(self.next_pool);
         self.next_pool += 1;
         self.names.insert(change.spec.name.clone(), id);
-        self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
         self.pools.insert(id, Pool { id, spec: change.spec, prepared: change.prepared });
+        id
     }
 
     /// The engine has answered one of the daemon's own orders.
@@ -200,10 +212,14 @@ pub(super) struct Change {
 ///
 /// # Errors
 /// [`Error::Pool`] for the first that cannot be.
-pub(super) fn prepare_all(config: &Config, cgroups: &crate::host::cgroup::CgroupRoot) -> Result<Vec<Change>, Error> {
+pub(super) fn prepare_all(
+    config: &Config,
+    cgroups: &crate::host::cgroup::CgroupRoot,
+    left: &Left,
+) -> Result<Vec<Change>, Error> {
     let mut templates = Templates::default();
     let prepared = config.pools.iter().map(|spec| {
-        prepare(spec, &config.daemon, cgroups, &mut templates, &[])
+        prepare(spec, &config.daemon, cgroups, &mut templates, &left.listeners(spec))
             .map(|prepared| Change { spec: spec.clone(), prepared })
             .map_err(|source| Error::Pool { name: spec.name.clone(), source })
     });

@@ -83,6 +83,8 @@ impl Daemon {
                 self.inputs.push(Input::Spawned(worker, generation));
                 self.await_ready(worker);
             }
+            // Said to the daemon before this one, which was killed before it heard; its pidfd was found without it.
+            kind::STARTED => {}
             kind::NOT_STARTED => {
                 let program = self.pools.get(&live.pool).and_then(|pool| pool.spec.command.first());
                 let program = program.map_or("", String::as_str);
@@ -96,7 +98,7 @@ impl Daemon {
     }
 
     /// Begins to look for the sign by which this worker becomes ready.
-    fn await_ready(&mut self, worker: WorkerId) {
+    pub(super) fn await_ready(&mut self, worker: WorkerId) {
         let Some(live) = self.live.get(&worker) else { return };
         let generation = live.generation;
         let Some(pool) = self.pools.get(&live.pool) else { return };

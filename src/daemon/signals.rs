@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use mio::Interest;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -16,7 +16,7 @@ use crate::host::spawn::{peek_ended, reap_orphan};
 use crate::protocol::control::DaemonState;
 
 /// The signals that are listened to.
-const WANTED: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGCHLD];
+const WANTED: [i32; 6] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGCHLD, SIGUSR2];
 /// Ended children that one turn looks at.
 const CHILDREN_A_TURN: usize = 256;
 
@@ -49,6 +49,7 @@ impl Daemon {
             match signal {
                 SIGHUP => self.reload_by_signal(),
                 SIGCHLD => {}
+                SIGUSR2 => self.leave(),
                 _ => self.shutdown_by_signal(signal),
             }
         }
@@ -63,11 +64,25 @@ impl Daemon {
         self.begin_shutdown(timeout);
     }
 
+    /// Ends the daemon alone: its workers go on for the next one. A shutdown that has begun is not taken back by it.
+    pub(super) fn leave(&mut self) {
+        if self.state == DaemonState::Stopping {
+            return;
+        }
+        tracing::info!(target: "pool", workers = self.live.len(), "leaving the workers to the next daemon");
+        self.state = DaemonState::Stopping;
+        self.manager.stopping();
+        self.leaves = true;
+        self.finished = true;
+    }
+
     /// Has every worker end.
     pub(super) fn begin_shutdown(&mut self, timeout: Duration) {
         self.state = DaemonState::Stopping;
         self.manager.stopping();
         self.catch_up_with_manager();
+        // Whoever starts the daemon anew after it was killed in the middle of this wants everything to run again.
+        self.persist.keep_ending();
         self.inputs.push(Input::ShutdownRequested(timeout));
     }
 

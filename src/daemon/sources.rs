@@ -36,6 +36,8 @@ pub(super) enum Source {
     Probe(u32),
     /// Some worker has run into a limit.
     Limits,
+    /// Somebody touched the daemon's own files.
+    OwnFiles,
     /// A file appeared in some worker's directory.
     Files,
 }

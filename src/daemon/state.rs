@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::RunOptions;
 use super::control::Control;
 use super::events::EventLog;
@@ -13,6 +15,8 @@ use super::limit_watch::LimitWatch;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
 use super::manager::Manager;
+use super::own_files::OwnFiles;
+use super::persist::Persist;
 use super::pool::Pool;
 use super::probe::Probes;
 use super::ready_file::ReadyFiles;
@@ -22,6 +26,7 @@ use super::timers::Timers;
 use crate::engine::{Engine, Input, Time};
 use crate::host::cgroup::CgroupRoot;
 use crate::host::identity::IdPool;
+use crate::host::ledger::Ledger;
 use crate::host::logfile::LogFile;
 use crate::host::spawn::Stack;
 use crate::protocol::control::{Cause, DaemonState, DeathCertificate, StartFailure};
@@ -48,12 +53,17 @@ pub(super) struct Shared {
     pub(super) ranges: IdPool,
     /// Stacks of earlier births.
     pub(super) stacks: Vec<Stack>,
+    /// Where inits write down how their workers ended.
+    pub(super) ledger: Ledger,
+    /// This process's own pidfd, for inits to watch.
+    pub(super) daemon: OwnedFd,
     /// Held for as long as the daemon lives; their release is the kernel's.
     pub(super) _locks: [OwnedFd; 2],
 }
 
 /// Where a tree is that an ended worker leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Place {
     /// `Shared::work_dirs`.
     Work,
@@ -64,7 +74,8 @@ pub(super) enum Place {
 }
 
 /// Something that is free for another worker once nothing is left that belongs to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Freed {
     /// A number of `Shared::ids`.
     Id(u32),
@@ -72,11 +83,13 @@ pub(super) enum Freed {
     Range(u32),
 }
 
-/// What an ended worker leaves: trees that are removed piece by piece, a budget a turn, and then its identity.
+/// What an ended worker leaves: trees that are removed piece by piece, a budget a turn, and then its identity and its place
+/// in the exit ledger.
 #[derive(Debug, Default)]
 pub(super) struct Chore {
     pub(super) trees: Vec<(Place, String)>,
     pub(super) frees: Option<Freed>,
+    pub(super) ledger_at: Option<u64>,
 }
 
 /// The daemon.
@@ -105,6 +118,12 @@ pub(super) struct Daemon {
     /// Who asked last for something to happen to a worker.
     pub(super) asked_by: BTreeMap<WorkerId, String>,
     pub(super) last_exit: BTreeMap<WorkerId, Cause>,
+    /// The watch on the daemon's own files.
+    pub(super) own_files: OwnFiles,
+    /// What outlives this process.
+    pub(super) persist: Persist,
+    /// Certificates that are written down and not told yet.
+    pub(super) written: BTreeMap<(WorkerId, Generation), DeathCertificate>,
     /// Latest certificates, bounded, oldest first.
     pub(super) certificates: VecDeque<DeathCertificate>,
     /// The logs of live generations.
@@ -132,6 +151,8 @@ pub(super) struct Daemon {
     pub(super) reaps: bool,
     /// Whether the loop is to end: the engine has finished.
     pub(super) finished: bool,
+    /// Whether the workers are to go on without this daemon.
+    pub(super) leaves: bool,
 }
 
 impl Daemon {

@@ -26,6 +26,10 @@ pub(super) enum Timer {
     Watchdog,
     /// Tell the service manager what it did not take.
     Notify,
+    /// Write down what could not be written.
+    WriteState,
+    /// Ask once more how a worker ended that is not this daemon's child.
+    LookAtExit(WorkerId, Generation),
     /// Accept connections again after descriptors ran out.
     ResumeAccept,
 }

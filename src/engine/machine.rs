@@ -14,7 +14,7 @@ use super::shutdown::Shutdown;
 use super::step::{After, Event, Phase};
 use super::timers::{Key, Timers};
 use super::worker::{Context, News, Worker};
-use super::{Answer, CallId, Cause, Effect, Input, Time, WorkerView};
+use super::{Answer, CallId, Cause, Change, Effect, Input, Time, WorkerView};
 use crate::spec::{Generation, PoolId, WorkerId};
 
 /// Decides what to do next about every pool and worker; see the module.
@@ -24,13 +24,16 @@ pub struct Engine {
     pub(super) calls: Calls,
     pub(super) timers: Timers,
     pub(super) effects: VecDeque<Effect>,
-    random: Random,
-    last_generation: u64,
+    pub(super) random: Random,
+    pub(super) last_generation: u64,
     pub(super) shutdown: Option<Shutdown>,
     /// Workers that shutdown has to wait for: neither down nor stuck.
     pub(super) busy: usize,
     /// Pools in which somebody may begin by now.
     pub(super) touched: BTreeSet<PoolId>,
+    /// Workers and pools of which something has changed that outlives the daemon.
+    pub(super) changed: BTreeSet<WorkerId>,
+    pub(super) changed_pools: BTreeSet<PoolId>,
 }
 
 impl Engine {
@@ -54,6 +57,8 @@ impl Engine {
             shutdown: None,
             busy: 0,
             touched: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            changed_pools: BTreeSet::new(),
         }
     }
 
@@ -61,6 +66,8 @@ impl Engine {
     pub fn handle(&mut self, input: Input, now: Time) {
         match input {
             Input::PoolDefined(pool, policy) => self.define(pool, *policy, now),
+            Input::PoolRestored(pool, policy, wanted, workers) => self.restore(pool, *policy, wanted, workers, now),
+            Input::AwaitRequested(call, target) => self.await_up(call, target, now),
             Input::PoolRemoved(pool) => self.remove(pool, now),
             Input::StartRequested(call, target) => self.bring_up(call, target, Event::Start, now),
             Input::StopRequested(call, target) => self.stop(call, target, now),
@@ -121,6 +128,17 @@ impl Engine {
     /// The next thing to do, in the order in which it was decided.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    /// What is to be written down, each worker and pool once and as it is now. To be called after the inputs of a turn and
+    /// before its effects are carried out, so that a daemon that is killed leaves nothing that no record knows of.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        let pools = std::mem::take(&mut self.changed_pools);
+        let workers = std::mem::take(&mut self.changed);
+        let wanted = |id: &PoolId| self.pools.get(id).map(|pool| pool.wanted);
+        let pools = pools.into_iter().map(|id| Change::Pool(id, wanted(&id)));
+        let record = |id: WorkerId| self.find(id).map(|worker| Box::new(worker.record()));
+        pools.chain(workers.into_iter().map(|id| Change::Worker(id, record(id)))).collect()
     }
 
     /// When to call [`Engine::handle_timeout`] at the latest; `None` if only an input can change anything.
@@ -190,6 +208,10 @@ impl Engine {
             news: &mut news,
         };
         worker.step(event, &mut context);
+        // A beat leaves nothing behind that another daemon could use.
+        if !matches!(event, Event::Beat | Event::BeatDue | Event::PingFailed) || worker.phase != before.0 {
+            self.changed.insert(id);
+        }
         let gone = news.contains(&News::Gone);
         if gone {
             self.timers.arm(Key::Phase(id), &mut worker.armed_deadline, None);
@@ -247,6 +269,7 @@ impl Engine {
         {
             self.timers.arm(Key::Batch(id), &mut pool.armed, None);
             self.pools.remove(&id);
+            self.changed_pools.insert(id);
         }
     }
 

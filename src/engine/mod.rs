@@ -14,6 +14,7 @@ mod heartbeat;
 mod machine;
 mod orders;
 mod pool;
+mod record;
 mod restart;
 mod shutdown;
 mod step;
@@ -24,12 +25,17 @@ mod worker;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use machine::Engine;
+pub use record::{Fate, WorkerRecord};
+pub use step::{After, Phase, Verdict};
 
 use crate::spec::{Generation, PoolId, PoolPolicy, WorkerId};
 
 /// A point on the daemon's monotonic clock, in nanoseconds since an arbitrary start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Time(pub u64);
 
 /// The number of a control call that waits for an answer; the daemon's, passed through unread.
@@ -58,7 +64,8 @@ pub enum State {
 }
 
 /// How the kernel says a worker's main process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Ended {
     /// `exit(code)`.
     Exited(i32),
@@ -71,7 +78,8 @@ pub enum Ended {
 }
 
 /// Why a worker ended, for its death certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// By itself, or by somebody outside halsup.
     Itself(Ended),
@@ -103,6 +111,11 @@ pub enum Target {
 pub enum Input {
     /// A pool is wanted with this policy: new, or changed by a reload (running workers go on; only what differs changes).
     PoolDefined(PoolId, Box<PoolPolicy>),
+    /// As `PoolDefined`, for a pool that an earlier daemon had: with so many places, and in them what that daemon wrote down
+    /// and what has become of it. Places without a record are new. Nothing is begun before all of it is known.
+    PoolRestored(PoolId, Box<PoolPolicy>, u32, Vec<(u32, WorkerRecord, Fate)>),
+    /// Wait for what is on its way up; changes nothing. Answered when all are ready, or cannot be.
+    AwaitRequested(CallId, Target),
     /// A pool is wanted no more: its workers are stopped, then it is forgotten.
     PoolRemoved(PoolId),
     /// Start what is stopped or crashed. Answered when all are ready, or cannot be.
@@ -144,6 +157,15 @@ pub enum Input {
     Exited(WorkerId, Generation, Ended),
     /// Its cgroup is empty and removed, with everything else of that generation. Only now may the place be used again.
     Emptied(WorkerId, Generation),
+}
+
+/// Something that is to be written down, so that it outlives the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A worker is like this now; `None` if its place was given up.
+    Worker(WorkerId, Option<Box<WorkerRecord>>),
+    /// A pool has this many places; `None` if it is forgotten.
+    Pool(PoolId, Option<u32>),
 }
 
 /// Something to be done, in the imperative.

@@ -11,8 +11,8 @@ use super::pool::Pool;
 use super::shutdown::Shutdown;
 use super::step::{After, Event, Phase};
 use super::timers::Key;
-use super::worker::{EXTENSION_MAX, Worker};
-use super::{Answer, CallId, Cause, Effect, Engine, Target, Time};
+use super::worker::{Context, EXTENSION_MAX, Worker};
+use super::{Answer, CallId, Cause, Effect, Engine, Fate, Target, Time, WorkerRecord};
 use crate::spec::{PoolId, PoolPolicy, WorkerId};
 
 /// What a call is patient for beyond what its workers may take.
@@ -30,6 +30,7 @@ impl Engine {
         if self.shutdown.is_some() {
             return;
         }
+        self.changed_pools.insert(id);
         let Some(pool) = self.pools.get_mut(&id) else {
             self.pools.insert(id, Pool::new(policy));
             return self.fit_to_size(id, now);
@@ -43,6 +44,59 @@ impl Engine {
             self.renew_monitors(id, now);
         }
         self.fit_to_size(id, now);
+    }
+
+    /// Takes over a pool that an earlier daemon had. Workers that are still being ended keep their places beyond its size.
+    pub(super) fn restore(
+        &mut self,
+        id: PoolId,
+        policy: PoolPolicy,
+        wanted: u32,
+        workers: Vec<(u32, WorkerRecord, Fate)>,
+        now: Time,
+    ) {
+        if self.shutdown.is_some() || self.pools.contains_key(&id) {
+            return;
+        }
+        self.changed_pools.insert(id);
+        let mut pool = Pool::new(policy);
+        pool.want(wanted);
+        self.pools.insert(id, pool);
+        for (slot, record, fate) in workers {
+            self.restore_worker(WorkerId { pool: id, slot }, &record, fate, now);
+        }
+        self.fit_to_size(id, now);
+    }
+
+    fn restore_worker(&mut self, id: WorkerId, record: &WorkerRecord, fate: Fate, now: Time) {
+        self.last_generation = self.last_generation.max(record.generation.unwrap_or(0));
+        let Some(pool) = self.pools.get_mut(&id.pool) else { return };
+        if pool.slots.contains_key(&id.slot) {
+            return;
+        }
+        let mut worker = Worker::from_record(id, record, now);
+        let mut news = Vec::new();
+        let mut context = Context {
+            now,
+            policy: &pool.policy,
+            random: &mut self.random,
+            last_generation: &mut self.last_generation,
+            effects: &mut self.effects,
+            news: &mut news,
+        };
+        worker.settle_fate(record, fate, &mut context);
+        worker.report(now, &mut self.effects);
+        self.timers.arm(Key::Phase(id), &mut worker.armed_deadline, worker.deadline);
+        let beat_due = worker.beat_due();
+        self.timers.arm(Key::Beat(id), &mut worker.armed_beat, beat_due);
+        if worker.phase == Phase::Queued {
+            worker.turn = pool.enqueue(id.slot);
+        }
+        pool.in_flight += u32::from(worker.in_flight);
+        self.busy += usize::from(worker.is_busy());
+        pool.slots.insert(id.slot, worker);
+        self.changed.insert(id);
+        self.touched.insert(id.pool);
     }
 
     fn renew_monitors(&mut self, id: PoolId, now: Time) {
@@ -81,6 +135,7 @@ impl Engine {
         worker.report(now, &mut self.effects);
         pool.slots.insert(id.slot, worker);
         self.busy += 1;
+        self.changed.insert(id);
     }
 
     pub(super) fn remove(&mut self, id: PoolId, now: Time) {
@@ -139,6 +194,17 @@ impl Engine {
         self.wait(call, Ask::Up(targets), pending, now.after(patience));
     }
 
+    /// Answers when all targets that are on their way up are.
+    pub(super) fn await_up(&mut self, call: CallId, target: Target, now: Time) {
+        if self.refused(call) {
+            return;
+        }
+        let Some(targets) = self.targets(call, target, Leaving::Excluded) else { return };
+        let patience = self.start_bound(&targets);
+        let pending = targets.iter().filter(|&&worker| self.is_rising(worker)).map(|&w| (w, Wish::Up)).collect();
+        self.wait(call, Ask::Up(targets), pending, now.after(patience));
+    }
+
     /// Stops all targets and answers when they are empty.
     pub(super) fn stop(&mut self, call: CallId, target: Target, now: Time) {
         if self.refused(call) {
@@ -166,6 +232,7 @@ impl Engine {
             return self.effects.push_back(Effect::Answer(call, refusal));
         }
         pool.wanted = wanted;
+        self.changed_pools.insert(id);
         self.fit_to_size(id, now);
         let all = self.resolve(Target::Pool(id), Leaving::Included).unwrap_or_default();
         let patience = self.start_bound(&all).max(self.stop_bound(&all));

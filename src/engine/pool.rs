@@ -49,6 +49,11 @@ fn fit(wanted: u32, size: Size) -> u32 {
 }
 
 impl Pool {
+    /// Sets how many places it is to have, as far as its policy allows.
+    pub(super) fn want(&mut self, wanted: u32) {
+        self.wanted = fit(wanted, self.policy.size);
+    }
+
     /// A pool with its smallest size and no places yet.
     pub(super) fn new(policy: PoolPolicy) -> Self {
         let wanted = fit(0, policy.size);

@@ -62,6 +62,16 @@ impl History {
         Self { in_row: 0, recent: VecDeque::new() }
     }
 
+    /// What another daemon remembered.
+    pub(super) const fn of(in_row: u32, recent: VecDeque<Time>) -> Self {
+        Self { in_row, recent }
+    }
+
+    /// What is to be remembered for another daemon: restarts in a row, and when the recent ones were decided.
+    pub(super) fn remembered(&self) -> (u32, Vec<Time>) {
+        (self.in_row, self.recent.iter().copied().collect())
+    }
+
     /// Forgets barrier and delays.
     pub(super) fn clear(&mut self) {
         self.in_row = 0;

@@ -5,11 +5,14 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Cause, Ended, Time};
 
 /// Where a worker is, finer than [`super::State`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
     /// Down on request; its cgroup is empty.
     Stopped,
     /// Down by policy; its cgroup is empty.
@@ -37,8 +40,9 @@ pub(super) enum Phase {
 }
 
 /// What becomes of a worker that is being ended by order, once it is empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum After {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum After {
     /// Stays down.
     Down,
     /// Starts again at once, past the restart policy.
@@ -219,13 +223,15 @@ pub(super) const fn step(phase: Phase, event: Event) -> Action {
 }
 
 /// What a worker in `Emptying` or `Stuck` becomes when the restart policy decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
     /// Starts again at this time.
     Restart(Time),
     /// Stays down behind the barrier, or because restart is off.
     Crash,
     /// Stays down because it ended well and restart is off.
+    #[default]
     Stop,
 }
 

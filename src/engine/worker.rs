@@ -47,22 +47,22 @@ pub(super) struct Worker {
     pub(super) after: Option<After>,
     pub(super) verdict: Verdict,
     /// Why we began to end this generation.
-    cause: Option<Cause>,
+    pub(super) cause: Option<Cause>,
     /// Why we will end it once its spawn is answered.
-    meant: Option<Cause>,
-    certified: bool,
+    pub(super) meant: Option<Cause>,
+    pub(super) certified: bool,
     /// Its spawn is not answered, and not cut short.
     pub(super) in_flight: bool,
     /// When the start or stop began that an extension prolongs.
     began: Time,
     /// When the phase is overdue.
     pub(super) deadline: Option<Time>,
-    ready_at: Option<Time>,
+    pub(super) ready_at: Option<Time>,
     monitor: Option<Monitor>,
-    own_interval: Option<Duration>,
+    pub(super) own_interval: Option<Duration>,
     missed: u32,
-    restarts: u64,
-    history: History,
+    pub(super) restarts: u64,
+    pub(super) history: History,
     reported: Option<State>,
     since: Time,
     /// Its place in the pool's queue, while it is queued.
@@ -209,6 +209,13 @@ impl Worker {
         }
     }
 
+    /// It was ready under another daemon: what it has beaten meanwhile is not known, so its heartbeat begins anew.
+    pub(super) fn watch_again(&mut self, cx: &Context<'_>) {
+        self.deadline = None;
+        self.ready_at = self.ready_at.or(Some(cx.now));
+        self.renew_monitor(cx.policy, cx.now);
+    }
+
     /// What `event` does to it.
     pub(super) fn step(&mut self, event: Event, cx: &mut Context<'_>) {
         match step(self.phase, event) {
@@ -250,7 +257,7 @@ impl Worker {
         }
     }
 
-    fn emit(&self, cx: &mut Context<'_>, effect: impl FnOnce(WorkerId, Generation) -> Effect) {
+    pub(super) fn emit(&self, cx: &mut Context<'_>, effect: impl FnOnce(WorkerId, Generation) -> Effect) {
         if let Some(generation) = self.generation {
             cx.effects.push_back(effect(self.id, generation));
         }
@@ -395,7 +402,7 @@ impl Worker {
         }
     }
 
-    fn kill(&mut self, cause: Option<Cause>, cx: &mut Context<'_>) {
+    pub(super) fn kill(&mut self, cause: Option<Cause>, cx: &mut Context<'_>) {
         self.cause = self.cause.or(self.meant).or(cause);
         self.phase = Phase::Killing;
         self.in_flight = false;
@@ -404,7 +411,7 @@ impl Worker {
         self.emit(cx, Effect::Kill);
     }
 
-    fn end(&mut self, ended: Ended, cx: &mut Context<'_>) {
+    pub(super) fn end(&mut self, ended: Ended, cx: &mut Context<'_>) {
         self.certify(Cause::Itself(ended), Some(ended), cx);
         if self.phase != Phase::Killing {
             self.deadline = Some(cx.now.after(cx.policy.stop.kill_timeout));

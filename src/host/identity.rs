@@ -87,6 +87,8 @@ pub struct IdPool {
     start: u32,
     fresh: u32,
     free: std::collections::VecDeque<u32>,
+    /// Held since before this pool began, and not come by yet.
+    reserved: std::collections::BTreeSet<u32>,
 }
 
 impl IdPool {
@@ -95,7 +97,15 @@ impl IdPool {
     #[must_use]
     pub fn new(count: u32, seed: u64) -> Self {
         let start = u32::try_from(seed % u64::from(count.max(1))).unwrap_or(0);
-        Self { count, start, fresh: 0, free: std::collections::VecDeque::new() }
+        let (free, reserved) = (std::collections::VecDeque::new(), std::collections::BTreeSet::new());
+        Self { count, start, fresh: 0, free, reserved }
+    }
+
+    /// Marks a number as held by somebody who was there before. To be called before the first is taken.
+    pub fn reserve(&mut self, id: u32) {
+        if id < self.count {
+            self.reserved.insert(id);
+        }
     }
 
     /// Takes a number.
@@ -103,9 +113,12 @@ impl IdPool {
     /// # Errors
     /// [`IdentityError::Exhausted`].
     pub fn take(&mut self) -> Result<u32, IdentityError> {
-        if self.fresh < self.count {
+        while self.fresh < self.count {
             self.fresh += 1;
-            return Ok((self.start + (self.fresh - 1)) % self.count);
+            let id = (self.start + (self.fresh - 1)) % self.count;
+            if !self.reserved.remove(&id) {
+                return Ok(id);
+            }
         }
         self.free.pop_front().ok_or(IdentityError::Exhausted { count: self.count })
     }
@@ -113,13 +126,30 @@ impl IdPool {
     /// Gives a number back, once nothing runs under it any more.
     pub fn give_back(&mut self, id: u32) {
         debug_assert!(id < self.count && !self.free.contains(&id), "an id is given back once");
-        self.free.push_back(id);
+        // One that was reserved and not come by yet is among the fresh ones from now on.
+        if !self.reserved.remove(&id) {
+            self.free.push_back(id);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reserved_id_is_given_out_only_when_it_was_given_back() {
+        let mut pool = IdPool::new(4, 0);
+        pool.reserve(1);
+        pool.reserve(3);
+        pool.reserve(77);
+        assert_eq!([pool.take().unwrap(), pool.take().unwrap()], [0, 2]);
+        pool.give_back(3);
+        assert_eq!(pool.take().unwrap(), 3);
+        assert!(pool.take().is_err());
+        pool.give_back(1);
+        assert_eq!(pool.take().unwrap(), 1);
+    }
 
     #[test]
     fn an_id_has_one_holder() {

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-use crate::protocol::init::{DEATH_NEVER, Header, MAGIC};
+use crate::protocol::init::{DEATH_NEVER, FIRST_PASSED_FD, Header, MAGIC};
 
 static INIT_PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/halsup-init"));
 
@@ -86,6 +86,12 @@ pub struct Start<'a> {
     pub passed: usize,
     /// How long it goes on without a supervisor; `None` for ever.
     pub death_msec: Option<u64>,
+    /// Where in the exit ledger its end is written.
+    pub ledger_at: u64,
+    /// Its spawn attempt.
+    pub generation: u64,
+    /// What a later daemon is to know about it.
+    pub record: &'a [u8],
 }
 
 /// The file mode creation mask of every worker.
@@ -119,6 +125,11 @@ fn lay_out(start: &Start<'_>) -> Result<Vec<u8>, ImageError> {
         passed: start.passed as u64,
         umask: UMASK,
         death_msec: start.death_msec.unwrap_or(DEATH_NEVER),
+        kept_first: u64::from(FIRST_PASSED_FD.unsigned_abs()) + start.passed as u64,
+        ledger_at: start.ledger_at,
+        generation: start.generation,
+        record: layout.raw(start.record),
+        record_len: start.record.len() as u64,
         bytes: 0,
     };
     // A NUL at the very end, whatever the last piece was.
@@ -141,8 +152,13 @@ fn lay_out(start: &Start<'_>) -> Result<Vec<u8>, ImageError> {
         header.passed,
         header.umask,
         header.death_msec,
+        header.kept_first,
+        header.ledger_at,
+        header.generation,
+        header.record,
+        header.record_len,
     ];
-    const { assert!(size_of::<Header>() == 13 * 8, "the words above are the whole header") };
+    const { assert!(size_of::<Header>() == 18 * 8, "the words above are the whole header") };
     for (slot, word) in layout.bytes.chunks_exact_mut(8).zip(words) {
         slot.copy_from_slice(&word.to_le_bytes());
     }

@@ -3,11 +3,13 @@
 //! Knows nothing of pools' states or policies and never decides what should happen; `daemon` calls in here to carry out
 //! what the engine decided.
 
+pub mod adopt;
 pub mod cgroup;
 pub mod doctor;
 pub mod identity;
 pub mod init_image;
 pub mod kernel;
+pub mod ledger;
 pub mod logfile;
 pub mod mountinfo;
 pub mod mounts;
@@ -15,6 +17,7 @@ pub mod own_dir;
 pub mod port;
 pub mod seccomp;
 pub mod spawn;
+pub mod state_file;
 pub mod workdir;
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::protocol::init::{Report, step};
 use crate::sys::process;
 use crate::sys::spawn::Stage;
@@ -122,6 +124,19 @@ pub fn wait(pidfd: &OwnedFd) -> io::Result<Waited> {
 /// ECHILD if it was waited for already.
 pub fn try_wait(pidfd: &OwnedFd) -> io::Result<Option<Waited>> {
     process::try_wait_pidfd(pidfd)
+}
+
+/// How a process ended that is not our child; `None` while it lives, until somebody has reaped it, and before Linux 6.15.
+#[must_use]
+pub fn exit_info(pidfd: &OwnedFd) -> Option<Status> {
+    process::exit_info(pidfd)
+}
+
+/// Whether a process has ended, whoever its parent is.
+#[must_use]
+pub fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 /// The next child that has ended and was not waited for, by pid; for whoever is given orphans.

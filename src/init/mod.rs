@@ -1,11 +1,12 @@
 //! The PID 1 inside every worker: starts the program, reaps, forwards signals, reports, and ends the worker when its main
 //! process ends or its supervisor has been gone for too long.
 //!
-//! It runs as the worker's own user without any capability, from a sealed memfd, and holds nothing but its socket. It
-//! knows no pools, states or policies, allocates nothing and is built without std (`main.rs`); this file is also part of
-//! the crate, so that lints and tests see it.
+//! It runs as the worker's own user without any capability, from a sealed memfd, and holds its socket and what a later daemon
+//! needs to take the worker over (`protocol::init::kept`), which the program never gets. It knows no pools, states or
+//! policies, allocates nothing and is built without std (`main.rs`); this file is also part of the crate, so that lints
+//! and tests see it.
 
-use crate::protocol::init::{Report, SOCKET_FD, kind, step};
+use crate::protocol::init::{ENTRY_MAGIC, Entry, Header, Report, SOCKET_FD, how, kept, kind, step};
 use crate::sys::pid1::{self, Image, NotStarted, Program};
 use crate::sys::raw;
 
@@ -26,52 +27,104 @@ pub fn run() -> i32 {
         return 127;
     }
     pid1::reset_signals();
-    let started = Image::map()
-        .map_err(|errno| NotStarted { step: step::IMAGE, errno })
-        .and_then(|image| Ok((pid1::start_program(&image)?, image.header().death_msec)));
-    let (program, death_msec) = match started {
-        Ok(started) => started,
-        Err(failed) => {
-            let errno = u64::from(failed.errno.0.cast_unsigned());
-            tell(&Report { kind: kind::NOT_STARTED, a: failed.step, b: errno, ..Report::default() }, None);
-            return 127;
-        }
+    let image = match Image::map() {
+        Ok(image) => image,
+        Err(errno) => return not_started(NotStarted { step: step::IMAGE, errno }, None),
     };
-    tell(&Report { kind: kind::STARTED, ..Report::default() }, Some(program.pidfd));
-    drop_descriptor(program.pidfd);
+    let office = Office::of(image.header());
+    let program = match pid1::start_program(&image) {
+        Ok(program) => program,
+        Err(failed) => return not_started(failed, Some(&office)),
+    };
+    // First where a later daemon finds it: a daemon may hear the report and be killed with that.
+    let pidfd = match pid1::move_descriptor(program.pidfd, office.kept(kept::MAIN)) {
+        Ok(()) => office.kept(kept::MAIN),
+        Err(_) => program.pidfd,
+    };
+    tell(&Report { kind: kind::STARTED, ..Report::default() }, Some(pidfd));
     // A program that must not be held back by a full pipe of its own dead: everything below is non-blocking or bounded.
     let Ok(signals) = pid1::signalfd_all() else { return 127 };
-    supervise(&program, signals, death_msec)
+    supervise(&program, signals, &office)
 }
 
-fn drop_descriptor(fd: i32) {
-    // A close that fails leaves a descriptor that no one can reach: the program was started without it.
-    let closed = raw::close(raw::fd_arg(fd));
-    debug_assert!(closed.is_ok(), "the init owns what it closes");
+/// What this init knows beside its program.
+struct Office {
+    kept_first: u64,
+    ledger_at: u64,
+    generation: u64,
+    death_msec: u64,
+}
+
+impl Office {
+    const fn of(header: &Header) -> Self {
+        Self {
+            kept_first: header.kept_first,
+            ledger_at: header.ledger_at,
+            generation: header.generation,
+            death_msec: header.death_msec,
+        }
+    }
+
+    /// The number of a kept descriptor. The image was checked, so it is a small one.
+    #[expect(clippy::cast_possible_truncation, reason = "at most a thousand and a few")]
+    const fn kept(&self, place: u64) -> i32 {
+        self.kept_first.wrapping_add(place) as i32
+    }
+
+    /// Writes the worker's end down, for a daemon that is not there now.
+    fn write_down(&self, how: u64, value: u64, usage: [u64; 3]) {
+        let [user_usec, system_usec, max_rss_kib] = usage;
+        let (magic, generation) = (ENTRY_MAGIC, self.generation);
+        let mut entry = Entry { magic, generation, how, value, user_usec, system_usec, max_rss_kib, sum: 0 };
+        entry.sum = entry.sum();
+        // Then what remains is the report and the exit status.
+        match pid1::write_entry(self.kept(kept::LEDGER), self.ledger_at, &entry) {
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+fn not_started(failed: NotStarted, office: Option<&Office>) -> i32 {
+    let errno = u64::from(failed.errno.0.cast_unsigned());
+    if let Some(office) = office {
+        office.write_down(how::NOT_STARTED, failed.step << 32 | errno, [0; 3]);
+    }
+    tell(&Report { kind: kind::NOT_STARTED, a: failed.step, b: errno, ..Report::default() }, None);
+    127
 }
 
 fn tell(report: &Report, passing: Option<i32>) {
-    // The daemon may be gone: then nobody is there to tell, and the exit status below is what remains.
+    // The daemon may be gone: the report waits for the next one in the socket that this process keeps.
     match pid1::send_report(report, passing) {
         Ok(()) | Err(_) => {}
     }
 }
 
-fn supervise(program: &Program, signals: i32, death_msec: u64) -> i32 {
-    let mut socket = SOCKET_FD;
+fn supervise(program: &Program, signals: i32, office: &Office) -> i32 {
     let mut dies_at: Option<u64> = None;
+    let mut orphaned = false;
     loop {
         let timeout = dies_at.map(|at| at.saturating_sub(pid1::now_msec()));
         if timeout == Some(0) {
-            return end(0, None);
+            office.write_down(how::ABANDONED, 0, [0; 3]);
+            return end(0, None, office);
         }
-        let (said, signalled) = pid1::wait_readable(socket, signals, timeout);
-        if said && pid1::supervisor_is_gone() {
-            socket = -1;
-            dies_at = match death_msec {
+        // Once it is gone, its pidfd would be readable for ever.
+        let daemon = if orphaned { -1 } else { office.kept(kept::DAEMON) };
+        let [said, gone, signalled] = pid1::wait_readable([SOCKET_FD, daemon, signals], timeout);
+        if gone {
+            orphaned = true;
+            dies_at = match office.death_msec {
                 crate::protocol::init::DEATH_NEVER => None,
                 msec => Some(pid1::now_msec().saturating_add(msec)),
             };
+        }
+        // A daemon that comes at the very end of the time has come.
+        if said && let Ok(Some(pidfd)) = pid1::receive_supervisor() {
+            match pid1::move_descriptor(pidfd, office.kept(kept::DAEMON)) {
+                Ok(()) => (orphaned, dies_at) = (false, None),
+                Err(_) => drop_descriptor(pidfd),
+            }
         }
         if signalled {
             // A bounded pass: whoever floods this process with signals must not keep it from reaping and from its deadline.
@@ -82,11 +135,17 @@ fn supervise(program: &Program, signals: i32, death_msec: u64) -> i32 {
                     forward(program, signal);
                 }
             }
-            if let Some(code) = reap_all(program) {
+            if let Some(code) = reap_all(program, office) {
                 return code;
             }
         }
     }
+}
+
+fn drop_descriptor(fd: i32) {
+    // A close that fails leaves a descriptor that no one can reach: the program was started without it.
+    let closed = raw::close(raw::fd_arg(fd));
+    debug_assert!(closed.is_ok(), "the init owns what it closes");
 }
 
 fn forward(program: &Program, signal: u32) {
@@ -97,10 +156,10 @@ fn forward(program: &Program, signal: u32) {
 }
 
 /// Reaps all that has ended; the status to exit with if the main process was among them.
-fn reap_all(program: &Program) -> Option<i32> {
+fn reap_all(program: &Program, office: &Office) -> Option<i32> {
     loop {
         match pid1::reap(false) {
-            Ok(Some(reaped)) if reaped.pid == program.pid => return Some(end(reaped.status, Some(&reaped))),
+            Ok(Some(reaped)) if reaped.pid == program.pid => return Some(end(reaped.status, Some(&reaped), office)),
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return None,
         }
@@ -108,10 +167,13 @@ fn reap_all(program: &Program) -> Option<i32> {
 }
 
 /// Ends the worker: reports the main process, kills and reaps all that it left behind, reports how many they were.
-fn end(status: u32, main: Option<&pid1::Reaped>) -> i32 {
+fn end(status: u32, main: Option<&pid1::Reaped>, office: &Office) -> i32 {
     let signal = status & 0x7f;
     let code = (status >> 8) & 0xff;
     if let Some(main) = main {
+        let (how, value) = if signal == 0 { (how::EXITED, code) } else { (how::SIGNALLED, signal) };
+        // First, because the daemon may be killed with the report unread, and this process is gone in a moment.
+        office.write_down(how, u64::from(value), [main.user_usec, main.system_usec, main.max_rss_kib]);
         let report = Report {
             kind: kind::MAIN_EXITED,
             a: u64::from(signal != 0),

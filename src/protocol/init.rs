@@ -2,10 +2,14 @@
 //!
 //! The start of a worker is one sealed memfd: [`Header`], then tables of offsets, then strings. The init maps it once and
 //! turns the offsets into pointers in place. Reports are one [`Report`] a packet on the init's own `SOCK_SEQPACKET`.
-//! Both ends come from one build, so there is no version but [`MAGIC`]. Needs nothing but `core`.
+//!
+//! The init also keeps what a later daemon needs to take the worker over: the image with the worker's birth record at
+//! [`IMAGE_FD`], and from [`Header::kept_first`] on the descriptors that [`kept`] names, the daemon's own ends among them.
+//! A worker may outlive the build that made it, so [`MAGIC`] changes with every change of the layout, and a daemon
+//! takes over only workers whose layout it knows. Needs nothing but `core`.
 
 /// First word of a start image: "halsupi" and the layout's number.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"halsupi1");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"halsupi2");
 
 /// Descriptor on which the init talks to the daemon.
 pub const SOCKET_FD: i32 = 3;
@@ -13,6 +17,28 @@ pub const SOCKET_FD: i32 = 3;
 pub const IMAGE_FD: i32 = 4;
 /// First of the descriptors that are for the program; it finds them from 3 on.
 pub const FIRST_PASSED_FD: i32 = 5;
+
+/// What the init keeps for a later daemon, by its place behind [`Header::kept_first`]. The program never gets any of it.
+pub mod kept {
+    /// The daemon's end of the init's socket.
+    pub const SOCKET: u64 = 0;
+    /// The daemon's pidfd: readable when it has ended.
+    pub const DAEMON: u64 = 1;
+    /// The exit ledger, writable.
+    pub const LEDGER: u64 = 2;
+    /// The read end of the program's standard output.
+    pub const STDOUT: u64 = 3;
+    /// The read end of its standard error.
+    pub const STDERR: u64 = 4;
+    /// The program's pidfd, as soon as it runs; `/dev/null` before.
+    pub const MAIN: u64 = 5;
+    /// The daemon's end of the channel; `/dev/null` where there is none.
+    pub const CHANNEL: u64 = 6;
+    /// The notify socket; `/dev/null` where there is none.
+    pub const NOTIFY: u64 = 7;
+    /// How many there are.
+    pub const COUNT: u64 = 8;
+}
 
 /// The pid that the program has inside: the first process after the init.
 pub const PROGRAM_PID: u32 = 2;
@@ -50,7 +76,102 @@ pub struct Header {
     pub umask: u64,
     /// How long the worker goes on without a supervisor, in milliseconds; [`DEATH_NEVER`] for ever.
     pub death_msec: u64,
+    /// Number of the first descriptor of [`kept`].
+    pub kept_first: u64,
+    /// Where in the exit ledger its end is written, in bytes.
+    pub ledger_at: u64,
+    /// Its spawn attempt.
+    pub generation: u64,
+    /// Offset of its birth record, which is the daemon's and not read here.
+    pub record: u64,
+    /// Length of that, in bytes.
+    pub record_len: u64,
 }
+
+impl Header {
+    /// The words of a start image's beginning as a header.
+    #[must_use]
+    pub const fn from_words(words: [u64; size_of::<Self>() / 8]) -> Self {
+        let [magic, bytes, paths, argv, envp, cwd, rlimits, rlimit_count, seccomp, seccomp_len, passed, rest @ ..] =
+            words;
+        let [umask, death_msec, kept_first, ledger_at, generation, record, record_len] = rest;
+        Self {
+            magic,
+            bytes,
+            paths,
+            argv,
+            envp,
+            cwd,
+            rlimits,
+            rlimit_count,
+            seccomp,
+            seccomp_len,
+            passed,
+            umask,
+            death_msec,
+            kept_first,
+            ledger_at,
+            generation,
+            record,
+            record_len,
+        }
+    }
+}
+
+/// First word of an entry of the exit ledger: "halsupx" and the layout's number.
+pub const ENTRY_MAGIC: u64 = u64::from_le_bytes(*b"halsupx1");
+
+/// The end of a worker as its init writes it down, whether or not a daemon is there to be told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Entry {
+    /// [`ENTRY_MAGIC`].
+    pub magic: u64,
+    /// The spawn attempt that ended.
+    pub generation: u64,
+    /// One of [`how`].
+    pub how: u64,
+    /// Exit code or signal; for [`how::NOT_STARTED`] the step in the upper half and the error number in the lower.
+    pub value: u64,
+    /// Microseconds in user mode.
+    pub user_usec: u64,
+    /// Microseconds in system mode.
+    pub system_usec: u64,
+    /// Largest resident size in KiB.
+    pub max_rss_kib: u64,
+    /// [`Entry::sum`] of the rest.
+    pub sum: u64,
+}
+
+/// How a worker ended, in the exit ledger.
+pub mod how {
+    /// The main process called exit.
+    pub const EXITED: u64 = 1;
+    /// The main process was ended by a signal.
+    pub const SIGNALLED: u64 = 2;
+    /// The init ended it because no daemon had come back in time.
+    pub const ABANDONED: u64 = 3;
+    /// The program never ran.
+    pub const NOT_STARTED: u64 = 4;
+}
+
+impl Entry {
+    /// A checksum of all words but the last: an entry that was torn or never written does not have it.
+    #[must_use]
+    pub const fn sum(&self) -> u64 {
+        let words =
+            [self.magic, self.generation, self.how, self.value, self.user_usec, self.system_usec, self.max_rss_kib];
+        let (mut sum, mut n) = (0xcbf2_9ce4_8422_2325_u64, 0);
+        while n < words.len() {
+            sum = (sum ^ words[n]).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
+            n += 1;
+        }
+        sum
+    }
+}
+
+/// The one packet that a daemon sends to an init: that it is there from now on. It carries the daemon's pidfd.
+pub const SUPERVISOR: u64 = u64::from_le_bytes(*b"halsupd1");
 
 /// What a report is about.
 pub mod kind {

@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char};
 
 use super::raw::flag::{CLONE_PIDFD, CLONE_VFORK, CLONE_VM};
 use super::raw::{self, CloneArgs, Errno, Result, nr};
-use crate::protocol::init::{FIRST_PASSED_FD, Header, IMAGE_FD, MAGIC, Report, SOCKET_FD, step};
+use crate::protocol::init::{Entry, FIRST_PASSED_FD, Header, IMAGE_FD, MAGIC, Report, SOCKET_FD, SUPERVISOR, step};
 
 /// The start image, mapped for the life of the init, its offsets turned into pointers.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,8 @@ pub struct Image {
 }
 
 const EINVAL: Errno = Errno(22);
+/// No start image names a larger descriptor.
+const KEPT_FIRST_MAX: u64 = 1024;
 
 impl Image {
     /// Maps the image that the daemon passed and checks it; every offset is checked against its size.
@@ -47,6 +49,9 @@ impl Image {
         image.inside(header.cwd, 1)?;
         image.inside(header.rlimits, header.rlimit_count.checked_mul(16).ok_or(EINVAL)?)?;
         image.inside(header.seccomp, header.seccomp_len.checked_mul(8).ok_or(EINVAL)?)?;
+        if header.kept_first > KEPT_FIRST_MAX {
+            return Err(EINVAL);
+        }
         Ok(image)
     }
 
@@ -298,34 +303,43 @@ pub fn reap(block: bool) -> Result<Option<Reaped>> {
     }))
 }
 
+/// `struct msghdr`.
+#[repr(C)]
+struct Message {
+    name: usize,
+    name_len: u32,
+    vector: *const [usize; 2],
+    vector_len: usize,
+    control: usize,
+    control_len: usize,
+    flags: i32,
+}
+
+/// One `SCM_RIGHTS` with one descriptor, padded to the next word.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Rights {
+    len: usize,
+    level: i32,
+    kind: i32,
+    fd: i32,
+    pad: i32,
+}
+
+const RIGHTS_BYTES: usize = 20;
+const SOL_SOCKET: i32 = 1;
+const SCM_RIGHTS: i32 = 1;
+
 /// Sends a report, with a descriptor if `passing` is one. A daemon that is gone or does not read is not waited for.
 ///
 /// # Errors
 /// EPIPE when the daemon is gone, EAGAIN when it does not read.
 pub fn send_report(report: &Report, passing: Option<i32>) -> Result<()> {
     const MSG_DONTWAIT_NOSIGNAL: usize = 0x40 | 0x4000;
-    #[repr(C)]
-    struct Message {
-        name: usize,
-        name_len: u32,
-        vector: *const [usize; 2],
-        vector_len: usize,
-        control: usize,
-        control_len: usize,
-        flags: i32,
-    }
-    /// One `SCM_RIGHTS` with one descriptor, padded to the next word.
-    #[repr(C, align(8))]
-    struct Rights {
-        len: usize,
-        level: i32,
-        kind: i32,
-        fd: i32,
-        pad: i32,
-    }
-    let rights = Rights { len: 20, level: 1, kind: 1, fd: passing.unwrap_or(-1), pad: 0 };
+    let rights = Rights { len: RIGHTS_BYTES, level: SOL_SOCKET, kind: SCM_RIGHTS, fd: passing.unwrap_or(-1), pad: 0 };
     let vector = [core::ptr::from_ref(report) as usize, size_of::<Report>()];
-    let (control, control_len) = if passing.is_some() { ((&raw const rights) as usize, 24) } else { (0, 0) };
+    let (control, control_len) =
+        if passing.is_some() { ((&raw const rights) as usize, size_of::<Rights>()) } else { (0, 0) };
     let message =
         Message { name: 0, name_len: 0, vector: &raw const vector, vector_len: 1, control, control_len, flags: 0 };
     let at = (&raw const message) as usize;
@@ -334,16 +348,60 @@ pub fn send_report(report: &Report, passing: Option<i32>) -> Result<()> {
     Ok(())
 }
 
-/// Whether the daemon's end is closed; drops whatever it said.
-#[must_use]
-pub fn supervisor_is_gone() -> bool {
-    const MSG_DONTWAIT: usize = 0x40;
-    let mut packet = [0_u8; 64];
-    let (at, len) = (packet.as_mut_ptr() as usize, packet.len());
-    // SAFETY: the kernel writes at most `len` bytes into the packet.
-    let received =
-        raw::check(unsafe { raw::syscall(nr::RECVFROM, raw::fd_arg(SOCKET_FD), at, len, MSG_DONTWAIT, 0, 0) });
-    !matches!(received, Err(Errno::AGAIN | Errno::INTR)) && !matches!(received, Ok(n) if n > 0)
+/// Takes one packet of a daemon: its pidfd, if that is what it says. What says anything else is dropped.
+///
+/// # Errors
+/// EAGAIN when there is none.
+pub fn receive_supervisor() -> Result<Option<i32>> {
+    const MSG_DONTWAIT_CMSG_CLOEXEC: usize = 0x40 | 0x4000_0000;
+    let mut word = 0_u64;
+    let mut rights = Rights { len: 0, level: 0, kind: 0, fd: -1, pad: 0 };
+    let vector = [(&raw mut word) as usize, size_of::<u64>()];
+    let mut message = Message {
+        name: 0,
+        name_len: 0,
+        vector: &raw const vector,
+        vector_len: 1,
+        control: (&raw mut rights) as usize,
+        control_len: size_of::<Rights>(),
+        flags: 0,
+    };
+    let at = (&raw mut message) as usize;
+    // SAFETY: the message points to one word and to room for one control message, all alive here.
+    raw::check(unsafe { raw::syscall(nr::RECVMSG, raw::fd_arg(SOCKET_FD), at, MSG_DONTWAIT_CMSG_CLOEXEC, 0, 0, 0) })?;
+    // SAFETY: the kernel wrote through pointers; reading back volatile keeps the compiler from its earlier knowledge.
+    let word = unsafe { (&raw const word).read_volatile() };
+    // SAFETY: as above.
+    let rights = unsafe { (&raw const rights).read_volatile() };
+    let passed =
+        (rights.len == RIGHTS_BYTES && rights.level == SOL_SOCKET && rights.kind == SCM_RIGHTS).then_some(rights.fd);
+    match passed {
+        Some(fd) if word == SUPERVISOR => Ok(Some(fd)),
+        Some(fd) => raw::close(raw::fd_arg(fd)).map(|_| None),
+        None => Ok(None),
+    }
+}
+
+/// Makes `to` another name of what `from` names and closes `from`.
+///
+/// # Errors
+/// EBADF.
+pub fn move_descriptor(from: i32, to: i32) -> Result<()> {
+    const O_CLOEXEC: usize = 0o2_000_000;
+    raw::dup3(raw::fd_arg(from), raw::fd_arg(to), O_CLOEXEC)?;
+    raw::close(raw::fd_arg(from)).map(|_| ())
+}
+
+/// Writes an entry into the exit ledger. One write of one page that is there already: it neither waits nor allocates.
+///
+/// # Errors
+/// EBADF, EIO.
+pub fn write_entry(ledger: i32, at: u64, entry: &Entry) -> Result<()> {
+    let (bytes, len) = (core::ptr::from_ref(entry) as usize, size_of::<Entry>());
+    // SAFETY: the kernel reads one whole entry.
+    #[expect(clippy::cast_possible_truncation, reason = "usize is u64 here")]
+    raw::check(unsafe { raw::syscall(nr::PWRITE64, raw::fd_arg(ledger), bytes, len, at as usize, 0, 0) })?;
+    Ok(())
 }
 
 /// Opens a signalfd for every signal.
@@ -396,10 +454,10 @@ pub fn be_killable() {
     }
 }
 
-/// Waits until one of two descriptors is readable or the time is up; a negative descriptor is left out.
+/// Waits until one of three descriptors is readable or the time is up; a negative descriptor is left out.
 /// Gives back whether each is readable.
 #[must_use]
-pub fn wait_readable(first: i32, second: i32, timeout_msec: Option<u64>) -> (bool, bool) {
+pub fn wait_readable(fds: [i32; 3], timeout_msec: Option<u64>) -> [bool; 3] {
     const POLLIN: i16 = 1;
     #[repr(C)]
     struct PollFd {
@@ -407,13 +465,12 @@ pub fn wait_readable(first: i32, second: i32, timeout_msec: Option<u64>) -> (boo
         events: i16,
         returned: i16,
     }
-    let mut fds =
-        [PollFd { fd: first, events: POLLIN, returned: 0 }, PollFd { fd: second, events: POLLIN, returned: 0 }];
+    let mut fds = fds.map(|fd| PollFd { fd, events: POLLIN, returned: 0 });
     let timeout = timeout_msec.map(|ms| [ms / 1000, (ms % 1000).wrapping_mul(1_000_000)]);
     let timeout_at = timeout.as_ref().map_or(0, |t| t.as_ptr() as usize);
-    // SAFETY: the kernel reads and writes two pollfds and reads one timespec or none.
-    unsafe { raw::syscall(nr::PPOLL, fds.as_mut_ptr() as usize, 2, timeout_at, 0, 8, 0) };
-    (fds[0].returned != 0, fds[1].returned != 0)
+    // SAFETY: the kernel reads and writes three pollfds and reads one timespec or none.
+    unsafe { raw::syscall(nr::PPOLL, fds.as_mut_ptr() as usize, fds.len(), timeout_at, 0, 8, 0) };
+    fds.map(|fd| fd.returned != 0)
 }
 
 /// Milliseconds of the monotonic clock.

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicI32, AtomicU32};
 
 /// Descriptors that a worker's init can be given, standard ones included.
-pub const PASSED_MAX: usize = 24;
+pub const PASSED_MAX: usize = 32;
 /// Low descriptor numbers of one stack that has them: one to fill with, and more than any plan of the daemon's needs.
-pub(super) const SLOTS: usize = 24;
+pub(super) const SLOTS: usize = 32;
 /// How many stacks can have low descriptor numbers: children that are between clone and exec at once, usually.
 pub const SLOTTED_STACKS_MAX: usize = 10;
 /// What a child takes along of a large descriptor table lies below this number; there is room for what was open before.

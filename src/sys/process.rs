@@ -117,6 +117,31 @@ fn wait(kind: libc::idtype_t, id: libc::id_t, options: i32) -> io::Result<Option
     Ok(Some((pid, waited)))
 }
 
+/// How the process that `pidfd` names ended, for one that is not our child: the kernel keeps it once somebody has reaped it.
+/// `None` while it lives or is a zombie, and before Linux 6.15.
+#[must_use]
+pub fn exit_info(pidfd: &OwnedFd) -> Option<Status> {
+    /// `_IOWR(0xFF, 11, struct pidfd_info)` with the structure's first size, 64 bytes.
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // SAFETY: the kernel reads and writes one structure of 64 bytes, which is the size that the request's number names.
+    let returned = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    if returned != 0 || info.mask & PIDFD_INFO_EXIT == 0 {
+        return None;
+    }
+    let signal = info.exit_code & 0x7f;
+    Some(if signal == 0 { Status::Exited((info.exit_code >> 8) & 0xff) } else { Status::Signalled(signal) })
+}
+
 /// Keeps other processes from reading this one's memory and from getting a core of it; children made with `CLONE_VM`
 /// are covered until they exec.
 ///

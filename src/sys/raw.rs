@@ -37,7 +37,8 @@ pub mod nr {
     pub const IOCTL: usize = 16;
     pub const SOCKET: usize = 41;
     pub const SENDMSG: usize = 46;
-    pub const RECVFROM: usize = 45;
+    pub const RECVMSG: usize = 47;
+    pub const PWRITE64: usize = 18;
     pub const GETPID: usize = 39;
     pub const CLONE: usize = 56;
     pub const EXECVE: usize = 59;

@@ -27,7 +27,7 @@ fn gone_within(program: &OwnedFd, time: Duration) -> bool {
 }
 
 #[test]
-fn workers_outlive_their_daemon_for_as_long_as_was_said_and_the_next_daemon_leaves_none() {
+fn workers_outlive_their_daemon_for_as_long_as_was_said_and_the_next_daemon_takes_over_who_lives() {
     needs!(Root, CgroupTree);
     let place = Place::new(POOLS);
     let started = place.cli(&["daemon", "start"]);
@@ -43,8 +43,12 @@ fn workers_outlive_their_daemon_for_as_long_as_was_said_and_the_next_daemon_leav
     assert!(!gone_within(&never, Duration::from_millis(1)), "for ever");
     let mut next = Daemon::start_in(place);
     wait_healthy(&mut next, 3);
-    assert!(gone_within(&never, Duration::from_secs(5)), "nothing runs that nobody watches");
-    for pool in ["now.0", "soon.0", "never.0"] {
-        assert_eq!(certificates(&next, pool).len(), 0, "{pool}: names of the dead do not meet those of the living");
+    assert!(!gone_within(&never, Duration::from_millis(1)), "who lives is taken over");
+    assert_eq!(certificates(&next, "never.0").len(), 0);
+    for (pool, note) in [("now.0", "on_supervisor_death = \"0s\""), ("soon.0", "no daemon came back")] {
+        let told = certificates(&next, pool);
+        assert_eq!(told.len(), 1, "{pool}: {told:?}");
+        assert_eq!(told[0]["cause"], "shutdown", "{pool}: {told:?}");
+        assert!(told[0]["note"].as_str().is_some_and(|said| said.contains(note)), "{pool}: {told:?}");
     }
 }

@@ -57,6 +57,8 @@ impl Promises {
     pub(crate) fn hear(&mut self, input: &Input, now: Time) {
         match input {
             Input::PoolDefined(pool, policy) => self.pool_defined(*pool, policy, now),
+            // Said by a daemon that takes over from another; this world's never does.
+            Input::PoolRestored(..) | Input::AwaitRequested(..) => {}
             Input::PoolRemoved(pool) => self.pool_removed(*pool, now),
             Input::StartRequested(call, target) => self.bring_up(*call, *target, false, now),
             Input::RestartRequested(call, target) => self.bring_up(*call, *target, true, now),

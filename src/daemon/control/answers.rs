@@ -84,6 +84,7 @@ impl Daemon {
             controllers: self.controllers(),
             limits_enforced: limits_reason.is_none(),
             limits_reason,
+            state_trouble: self.persist.trouble().map(str::to_owned),
             log_filter: self.log.filter().to_owned(),
             counts,
             pools,

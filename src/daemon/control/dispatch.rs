@@ -162,6 +162,11 @@ impl Daemon {
     }
 
     fn ordered_shutdown(&mut self, asked: Asked, request: &ShutdownRequest) -> Outcome {
+        if request.keep_workers == Some(true) {
+            self.record_order(asked, EventKind::Order, "leave the workers".into());
+            self.leave();
+            return Outcome::Wait(Task::Shutdown(None));
+        }
         let patience = request.timeout_ms.map_or(self.spec.shutdown_timeout, std::time::Duration::from_millis);
         self.record_order(asked, EventKind::Order, "shut down".into());
         self.begin_shutdown(patience);

@@ -24,8 +24,8 @@ use std::collections::BTreeMap;
 use std::fs::{Permissions, remove_file, rename, set_permissions};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mio::Interest;
@@ -48,7 +48,7 @@ use crate::protocol::control::Error as Refusal;
 use crate::spec::DaemonSpec;
 
 /// The socket's name in the runtime directory.
-const SOCKET_NAME: &str = "control.sock";
+pub(in crate::daemon) const SOCKET_NAME: &str = "control.sock";
 /// Its name until it is ready; of the same length, so that one fits an address if the other does.
 const SOCKET_NAME_NEW: &str = "control.tmp!";
 /// The daemon's own orders have this bit in their number.
@@ -118,10 +118,25 @@ impl Control {
     /// [`ControlError`] names the step that was refused.
     pub(super) fn bind(spec: &DaemonSpec, sources: &mut Sources) -> Result<Self, ControlError> {
         let path = spec.runtime_dir.join(SOCKET_NAME);
+        Ok(Self {
+            listener: Some(Self::listener(spec, &path, sources)?),
+            path,
+            own_uid: rustix::process::geteuid().as_raw(),
+            paused: false,
+            clients: BTreeMap::new(),
+            next_number: 0,
+            orders: Orders::default(),
+            lines: FollowedLines::default(),
+            complained: None,
+            unsaid: 0,
+        })
+    }
+
+    fn listener(spec: &DaemonSpec, path: &Path, sources: &mut Sources) -> Result<Watched, ControlError> {
         let new = spec.runtime_dir.join(SOCKET_NAME_NEW);
-        let failed = |step, source: io::Error| ControlError::Step { step, path: path.clone(), source };
+        let failed = |step, source: io::Error| ControlError::Step { step, path: path.to_owned(), source };
         let address =
-            SocketAddrUnix::new(&new).map_err(|source| ControlError::Address { path: path.clone(), source })?;
+            SocketAddrUnix::new(&new).map_err(|source| ControlError::Address { path: path.to_owned(), source })?;
         match remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("clear the way for", error)),
             Ok(()) | Err(_) => {}
@@ -135,22 +150,11 @@ impl Control {
         let mode = if spec.roles.is_empty() { 0o600 } else { 0o666 };
         set_permissions(&new, Permissions::from_mode(mode)).map_err(|error| failed("set mode of", error))?;
         rustix::net::listen(&socket, BACKLOG).map_err(|errno| failed("listen on", errno.into()))?;
-        rename(&new, &path).map_err(|error| failed("name", error))?;
+        rename(&new, path).map_err(|error| failed("name", error))?;
         let token = sources
             .add(socket.as_fd(), Source::Listener, Interest::READABLE)
             .map_err(|error| failed("watch", error))?;
-        Ok(Self {
-            listener: Some(Watched { fd: socket, token }),
-            path,
-            own_uid: rustix::process::geteuid().as_raw(),
-            paused: false,
-            clients: BTreeMap::new(),
-            next_number: 0,
-            orders: Orders::default(),
-            lines: FollowedLines::default(),
-            complained: None,
-            unsaid: 0,
-        })
+        Ok(Watched { fd: socket, token })
     }
 
     /// Whether one more client of `uid` is too many, and why.
@@ -195,6 +199,24 @@ fn peer_of(socket: &OwnedFd) -> nix::Result<Principal> {
 }
 
 impl Daemon {
+    /// Somebody has removed the socket's name: it is made anew. Connections that there are go on.
+    pub(super) fn look_after_socket(&mut self) {
+        // The name is this listener's for as long as it leads to a socket; nobody but root can put another one there.
+        let named = std::fs::symlink_metadata(&self.control.path).is_ok_and(|found| found.file_type().is_socket());
+        if named || self.control.listener.is_none() {
+            return;
+        }
+        tracing::warn!(target: "control", "the control socket was removed by somebody else: it is made anew");
+        match Control::listener(&self.spec, &self.control.path, &mut self.sources) {
+            Ok(listener) => {
+                if let Some(old) = self.control.listener.replace(listener) {
+                    old.close(&mut self.sources);
+                }
+            }
+            Err(error) => tracing::error!(target: "control", "{}", crate::daemon::birth::chain(&error)),
+        }
+    }
+
     /// Somebody connects.
     pub(super) fn on_listener(&mut self) {
         for _ in 0..ACCEPTS_MAX {

@@ -124,6 +124,41 @@ pub(super) fn apply(
     Ok(enforcement)
 }
 
+/// Which of `limits` are in force in the cgroup at `dir` without writing any: for a worker that is taken over.
+pub(super) fn look(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    controllers: &Controllers,
+    limits: &Limits,
+) -> Result<Enforcement, CgroupError> {
+    let mut enforcement = Enforcement::default();
+    for order in wanted_limits(limits) {
+        if let Some(reason) = missing(dir, name, controllers, &order)? {
+            enforcement.missing.push(MissedLimit { limit: order.limit, reason });
+        }
+    }
+    Ok(enforcement)
+}
+
+/// Why one limit is not in force, read only.
+fn missing(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    controllers: &Controllers,
+    order: &WantedLimit,
+) -> Result<Option<Missing>, CgroupError> {
+    let controller = order.limit.controller();
+    if let Availability::Missing(reason) = controllers.availability(controller) {
+        return Ok(Some(reason));
+    }
+    let mut buffer = [0; ATTRIBUTE_BYTES_MAX];
+    match read_attribute(dir, order.limit.file(), &mut buffer) {
+        Ok(held) => verdict(dir, name, order, held),
+        Err(Errno::NOENT) => Ok(Some(Missing::NoFile(controller))),
+        Err(errno) => Ok(Some(Missing::Refused(errno))),
+    }
+}
+
 /// All that `limits` asks for, in the order in which it is written.
 #[must_use]
 pub fn wanted_limits(limits: &Limits) -> Vec<WantedLimit> {
@@ -164,6 +199,11 @@ fn enforce(
         Err(Errno::NOENT) => return Ok(Some(Missing::NoFile(controller))),
         Err(errno) => return Ok(Some(Missing::Refused(errno))),
     };
+    verdict(dir, name, order, held)
+}
+
+/// Why a limit is not in force when its file says `held`.
+fn verdict(dir: BorrowedFd<'_>, name: &str, order: &WantedLimit, held: &str) -> Result<Option<Missing>, CgroupError> {
     if !kept(order.limit, &order.value, held) {
         return Ok(Some(Missing::NotKept));
     }

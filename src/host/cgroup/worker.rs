@@ -72,6 +72,14 @@ impl WorkerCgroup {
         Self::open_leaf(pool, leaf_name(slot, generation))
     }
 
+    /// Which of `limits` are in force, for one that an earlier daemon made.
+    ///
+    /// # Errors
+    /// When a file cannot be read for another reason than that it is missing.
+    pub fn enforcement(&self, pool: &PoolCgroup, limits: &Limits) -> Result<Enforcement, CgroupError> {
+        limits::look(self.dir.as_fd(), &self.leaf, pool.controllers(), limits)
+    }
+
     fn open_leaf(pool: &PoolCgroup, leaf: String) -> Result<Self, CgroupError> {
         match open_dir(pool.dir().as_fd(), &leaf) {
             Ok(dir) => Ok(Self { pool: Arc::clone(pool.dir()), dir, leaf, events: None }),

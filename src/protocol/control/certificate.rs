@@ -139,6 +139,9 @@ pub struct DeathCertificate {
     pub last_output: String,
     /// Who asked for the end: `uid 1000 (pid 4711)`.
     pub asked_by: Option<String>,
+    /// What is not known of this end, and why: it came while no daemon ran.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 #[cfg(test)]

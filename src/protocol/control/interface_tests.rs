@@ -190,6 +190,7 @@ fn certificate() -> DeathCertificate {
         leftover_processes: Some(0),
         last_output: "bye".into(),
         asked_by: Some("uid 0 (pid 1)".into()),
+        note: Some("ended while no daemon ran".into()),
     }
 }
 
@@ -292,6 +293,7 @@ fn status() -> StatusReply {
         controllers: Controllers { available: vec!["pids".into()], missing: vec!["memory".into()] },
         limits_enforced: false,
         limits_reason: Some("memory controller is missing".into()),
+        state_trouble: Some("write state: No space left on device".into()),
         log_filter: "info".into(),
         counts: counts(),
         pools: vec![PoolInfo { name: "web".into(), service: false, min: 1, max: 5, wanted: 3, counts: counts() }],
@@ -358,7 +360,7 @@ fn every_method_has_a_request_with_the_described_parameters() {
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
-        "last": 4, "timeout_ms": 5, "filter": "info",
+        "last": 4, "timeout_ms": 5, "keep_workers": true, "filter": "info",
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };

@@ -146,6 +146,9 @@ pub struct ShutdownRequest {
     /// After this long everything is killed, in milliseconds, 0..=[`SHUTDOWN_TIMEOUT_MS_MAX`]; `None` is as configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Whether the workers go on, to be taken over by the next daemon; then `timeout_ms` means nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_workers: Option<bool>,
 }
 
 /// Parameters of `SetLog`.

@@ -214,6 +214,9 @@ pub struct StatusReply {
     pub limits_enforced: bool,
     /// Why not.
     pub limits_reason: Option<String>,
+    /// Why the state that outlives the daemon cannot be written, if so: then nothing new is started until it can.
+    #[serde(default)]
+    pub state_trouble: Option<String>,
     /// The filter of its own log.
     pub log_filter: String,
     /// All workers by state.

@@ -31,7 +31,7 @@ fn one_of_each() -> Vec<Request> {
         Request::Stats(StatsRequest { target: Some(Target::All) }),
         Request::Certificates(CertificatesRequest { target: Some(Target::All), last: Some(1) }),
         Request::Reload(NoParameters {}),
-        Request::Shutdown(ShutdownRequest { timeout_ms: Some(10) }),
+        Request::Shutdown(ShutdownRequest { timeout_ms: Some(10), keep_workers: Some(true) }),
         Request::SetLog(SetLogRequest { filter: "info,heartbeat=debug".into() }),
         Request::Doctor(NoParameters {}),
         Request::GetConfig(NoParameters {}),

@@ -1,0 +1,79 @@
+//! Watches the daemon's own files: what somebody removes or replaces while it runs is made anew.
+//!
+//! One inotify descriptor on the state and the runtime directory, which are the daemon's own; it says nothing while nobody
+//! touches them. Only names that matter are looked at, and never what is below.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use mio::Interest;
+use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+
+use super::sources::{Source, Sources};
+use super::state::Daemon;
+
+/// Events read in one turn.
+const EVENTS_A_TURN: usize = 256;
+const BUFFER_BYTES: usize = 4096;
+
+/// The watch, where one could be had.
+#[derive(Debug)]
+pub(super) struct OwnFiles {
+    inotify: Option<OwnedFd>,
+}
+
+impl OwnFiles {
+    /// Begins to watch. Where the host's inotify instances are used up, files are made anew only when they are next written.
+    pub(super) fn watch(dirs: [BorrowedFd<'_>; 2], sources: &mut Sources) -> Self {
+        match watch(dirs, sources) {
+            Ok(inotify) => Self { inotify: Some(inotify) },
+            Err(error) => {
+                tracing::warn!(target: "state", %error, "watch the daemon's own files");
+                Self { inotify: None }
+            }
+        }
+    }
+}
+
+fn watch(dirs: [BorrowedFd<'_>; 2], sources: &mut Sources) -> std::io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd as _;
+    let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+    let events = WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
+    for dir in dirs {
+        inotify::add_watch(&inotify, format!("/proc/self/fd/{}", dir.as_raw_fd()), events | WatchFlags::ONLYDIR)?;
+    }
+    sources.add(inotify.as_fd(), Source::OwnFiles, Interest::READABLE)?;
+    Ok(inotify)
+}
+
+impl Daemon {
+    /// Something has happened in the daemon's own directories.
+    pub(super) fn on_own_files(&mut self) {
+        let (mut state, mut socket) = (false, false);
+        if let Some(inotify) = &self.own_files.inotify {
+            let mut buffer = [MaybeUninit::uninit(); BUFFER_BYTES];
+            let mut reader = Reader::new(inotify, &mut buffer);
+            for _ in 0..EVENTS_A_TURN {
+                match reader.next() {
+                    Ok(event) => match event.file_name().map(std::ffi::CStr::to_bytes) {
+                        Some(name) => {
+                            state |= name == super::persist::STATE_NAME.as_bytes();
+                            socket |= name == super::control::SOCKET_NAME.as_bytes();
+                        }
+                        // Events were lost: look at both.
+                        None => (state, socket) = (true, true),
+                    },
+                    Err(Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+        if state {
+            self.look_after_state();
+        }
+        if socket {
+            self.look_after_socket();
+        }
+    }
+}

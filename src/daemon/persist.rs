@@ -1,0 +1,309 @@
+//! What outlives this process: the records of workers and pools, the configuration in force, and death certificates.
+//!
+//! Written once a turn, after the engine has decided and before anything is done about it: a daemon that is killed leaves
+//! nothing in the kernel that no record knows of, and no order that was answered is forgotten. Where the disk does not take
+//! it, the daemon goes on from memory, says so in its status, starts nothing new, and tries again. Read back at the start
+//! by the same rules as anything from outside: names by their grammar, numbers in their ranges.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::birth::chain;
+use super::clock;
+use super::state::Daemon;
+use super::timers::Timer;
+use crate::engine::{Change, WorkerRecord};
+use crate::host::state_file::{Loaded, RecordLog, StateFile, StateFileError};
+use crate::protocol::control::DeathCertificate;
+use crate::spec::{InstanceName, PoolName, WorkerId};
+
+/// Name of the file with the records, in the state directory.
+pub(super) const STATE_NAME: &str = "state";
+/// Name of the file with the certificates.
+const CERTIFICATES_NAME: &str = "certificates";
+/// The layout of the records. A file of a later one is put aside; one of an earlier one is understood.
+const FORMAT: u64 = 1;
+/// A file of certificates is rotated at this size.
+const CERTIFICATES_BYTES_MAX: u64 = 4 << 20;
+/// No record names a generation above this; what counts further has been made up.
+const GENERATION_MAX: u64 = 1 << 53;
+/// Pause before what could not be written is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Certificates that are remembered of earlier daemons.
+const CERTIFICATES_MAX: usize = 4096;
+
+/// A pool as it was written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PastPool {
+    pub(super) wanted: u32,
+    /// The smallest and largest size that its policy allowed.
+    pub(super) size: (u32, u32),
+}
+
+/// What an earlier daemon has written down.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    pub(super) pools: BTreeMap<PoolName, PastPool>,
+    pub(super) workers: BTreeMap<(PoolName, u32), WorkerRecord>,
+    /// The text of its configuration.
+    pub(super) config: Option<String>,
+    pub(super) certificates: VecDeque<DeathCertificate>,
+    /// The highest generation that it has given out, as far as is known.
+    pub(super) generation: u64,
+    /// It was ending everything by order.
+    pub(super) ending: bool,
+    /// What was damaged, as sentences.
+    pub(super) damage: Vec<String>,
+}
+
+/// The files, and what keeps them from being written.
+#[derive(Debug)]
+pub(super) struct Persist {
+    state: StateFile,
+    certificates: RecordLog,
+    /// What is said of the daemon itself.
+    header: Value,
+    trouble: Option<String>,
+    retries: bool,
+}
+
+fn worker_key(pool: &PoolName, slot: u32) -> String {
+    format!("worker/{pool}/{slot}")
+}
+
+fn pool_key(pool: &PoolName) -> String {
+    format!("pool/{pool}")
+}
+
+impl Persist {
+    /// Reads what an earlier daemon has written in `dir`. Records of workers count only if the machine has not booted since.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a damaged one not be put aside.
+    pub(super) fn open(
+        dir: BorrowedFd<'_>,
+        instance: &InstanceName,
+        boot: &str,
+    ) -> Result<(Self, Past), StateFileError> {
+        let stamp = clock::msec(clock::wall());
+        let own = || dir.try_clone_to_owned().map_err(StateFileError::descriptor);
+        let (state, records) = StateFile::open(own()?, STATE_NAME, stamp)?;
+        let (certificates, exits) = RecordLog::open(own()?, CERTIFICATES_NAME, CERTIFICATES_BYTES_MAX, stamp)?;
+        let mut persist = Self { state, certificates, header: Value::Null, trouble: None, retries: false };
+        let past = Past::of(records, exits, instance, boot);
+        persist.header = json!({
+            "format": FORMAT,
+            "version": env!("CARGO_PKG_VERSION"),
+            "instance": instance.as_str(),
+            "boot": boot,
+        });
+        persist.state.put("daemon", &persist.header);
+        Ok((persist, past))
+    }
+
+    /// Why nothing can be written, if so.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Keeps the text of the configuration in force, by which a later daemon sees what has changed.
+    pub(super) fn keep_config(&mut self, text: &str) {
+        self.state.put("config", &json!({ "text": text }));
+    }
+
+    /// Says that everything is being ended by order.
+    pub(super) fn keep_ending(&mut self) {
+        if let Some(header) = self.header.as_object_mut() {
+            header.insert("ending".to_owned(), Value::Bool(true));
+        }
+        self.state.put("daemon", &self.header);
+    }
+
+    /// Writes what has changed. Says so once when that begins to fail or succeeds again.
+    fn flush(&mut self) {
+        let written = self.certificates.flush().and_then(|()| self.state.flush());
+        self.note(written);
+    }
+
+    fn note(&mut self, written: Result<(), StateFileError>) {
+        match written {
+            Ok(()) => {
+                if self.trouble.take().is_some() {
+                    tracing::info!(target: "state", "the state is written again");
+                }
+            }
+            Err(error) => {
+                let sentence = chain(&error);
+                if self.trouble.is_none() {
+                    tracing::error!(target: "state", "{sentence}: going on from memory; nothing new is started until it can be written");
+                }
+                self.trouble = Some(sentence);
+            }
+        }
+    }
+}
+
+impl Past {
+    fn of(records: Loaded, exits: Loaded, instance: &InstanceName, boot: &str) -> Self {
+        let mut past = Self::default();
+        past.damage.extend(records.damage);
+        past.damage.extend(exits.damage);
+        let latest: BTreeMap<String, Option<Value>> = records.records.into_iter().collect();
+        let header = latest.get("daemon").and_then(Option::as_ref);
+        let text = |key| header.and_then(|header| header.get(key)).and_then(Value::as_str);
+        let understood = header.and_then(|header| header.get("format")).and_then(Value::as_u64) == Some(FORMAT);
+        let ours = text("instance").is_none_or(|named| named == instance.as_str());
+        let usable = understood && ours;
+        if !latest.is_empty() && !usable {
+            past.damage.push(format!(
+                "the records of workers are of another layout or instance than {instance}: what runs is taken over without them"
+            ));
+        }
+        let same_boot = text("boot") == Some(boot);
+        past.ending = header.and_then(|header| header.get("ending")) == Some(&Value::Bool(true));
+        for (key, value) in latest {
+            let Some(value) = value else { continue };
+            if usable {
+                past.take(&key, value, same_boot);
+            }
+        }
+        for (_, value) in exits.records {
+            let Some(certificate) = value.and_then(|value| serde_json::from_value::<DeathCertificate>(value).ok())
+            else {
+                continue;
+            };
+            past.generation = past.generation.max(certificate.generation.min(GENERATION_MAX));
+            past.certificates.push_back(certificate);
+        }
+        let surplus = past.certificates.len().saturating_sub(CERTIFICATES_MAX);
+        past.certificates.drain(..surplus);
+        past
+    }
+
+    fn take(&mut self, key: &str, value: Value, same_boot: bool) {
+        match *key.split('/').collect::<Vec<_>>() {
+            ["config"] => self.config = value.get("text").and_then(Value::as_str).map(str::to_owned),
+            ["pool", name] => {
+                let number = |key| value.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+                let known = (PoolName::parse(name), number("wanted"), number("min"), number("max"));
+                if let (Ok(name), Some(wanted), Some(min), Some(max)) = known
+                    && same_boot
+                    && !self.ending
+                {
+                    self.pools.insert(name, PastPool { wanted, size: (min, max) });
+                }
+            }
+            ["worker", name, slot] => {
+                let record = serde_json::from_value::<WorkerRecord>(value);
+                let (Ok(name), Ok(slot), Ok(record)) = (PoolName::parse(name), slot.parse(), record) else {
+                    self.damage.push(format!("the record {key} is not one"));
+                    return;
+                };
+                let generation = record.generation.unwrap_or(0);
+                if generation > GENERATION_MAX {
+                    self.damage.push(format!("the record {key} counts further than anybody can"));
+                    return;
+                }
+                self.generation = self.generation.max(generation);
+                if same_boot {
+                    self.workers.insert((name, slot), record);
+                }
+            }
+            // Of a later build with the same layout: not ours to understand.
+            _ => {}
+        }
+    }
+}
+
+impl Daemon {
+    /// Writes down what the engine has decided, before it is carried out.
+    pub(super) fn write_down(&mut self) {
+        let changes = self.engine.take_changes();
+        for change in changes {
+            match change {
+                Change::Worker(worker, record) => self.write_worker(worker, record.as_deref()),
+                Change::Pool(id, wanted) => {
+                    let Some(pool) = self.pools.get(&id) else { continue };
+                    let key = pool_key(&pool.spec.name);
+                    let size = pool.spec.policy.size;
+                    match wanted {
+                        Some(wanted) => {
+                            self.persist.state.put(&key, &json!({ "wanted": wanted, "min": size.min, "max": size.max }))
+                        }
+                        None => self.persist.state.remove(&key),
+                    }
+                }
+            }
+        }
+        self.persist.flush();
+        if self.persist.trouble.is_some() && !self.persist.retries {
+            self.persist.retries = true;
+            self.timers.set(clock::after(self.now, RETRY_PAUSE), Timer::WriteState);
+        }
+    }
+
+    fn write_worker(&mut self, worker: WorkerId, record: Option<&WorkerRecord>) {
+        let Some(pool) = self.pools.get(&worker.pool) else { return };
+        let key = worker_key(&pool.spec.name, worker.slot);
+        match record.map(serde_json::to_value) {
+            Some(Ok(value)) => self.persist.state.put(&key, &value),
+            // Nothing in a record can fail to be JSON.
+            Some(Err(error)) => tracing::error!(target: "state", %error, "write {key}"),
+            None => self.persist.state.remove(&key),
+        }
+    }
+
+    /// Writes a certificate down; it is told afterwards.
+    pub(super) fn write_certificate(&mut self, certificate: &DeathCertificate) {
+        match serde_json::to_value(certificate) {
+            Ok(value) => self.persist.certificates.add(&certificate.worker, &value),
+            Err(error) => tracing::error!(target: "state", %error, "write the certificate of {}", certificate.worker),
+        }
+    }
+
+    /// Tries again what could not be written.
+    pub(super) fn write_state_again(&mut self) {
+        self.persist.retries = false;
+        self.persist.flush();
+        if self.persist.trouble.is_some() {
+            self.persist.retries = true;
+            self.timers.set(clock::after(self.now, RETRY_PAUSE), Timer::WriteState);
+        }
+    }
+
+    /// Somebody has changed something in the state directory: what was removed or replaced is written anew.
+    pub(super) fn look_after_state(&mut self) {
+        if self.persist.state.was_replaced() {
+            tracing::warn!(target: "state", "the state file was removed or changed by somebody else: it is written anew");
+            let written = self.persist.state.rewrite();
+            self.persist.note(written);
+        }
+    }
+
+    /// Lets go of all that is known of workers and pools: they have ended, and the next daemon begins anew.
+    pub(super) fn forget_state(&mut self) {
+        for view in self.engine.workers() {
+            if let Some(pool) = self.pools.get(&view.worker.pool) {
+                self.persist.state.remove(&worker_key(&pool.spec.name, view.worker.slot));
+            }
+        }
+        for pool in self.pools.values() {
+            self.persist.state.remove(&pool_key(&pool.spec.name));
+        }
+    }
+
+    /// The end: what is to outlive the daemon is on the disk, with nobody waiting any more.
+    pub(super) fn sync_state(&mut self) {
+        self.persist.flush();
+        let synced = self.persist.state.sync();
+        self.persist.note(synced);
+    }
+}
+
+/// What tells one boot of this machine from another.
+pub(super) fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}

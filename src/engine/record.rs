@@ -1,0 +1,226 @@
+//! What of a worker outlives the daemon: its record, written down whenever it changes, and how a worker comes to be from it.
+//!
+//! Times are points of the monotonic clock, which means the same to every daemon of one boot; whoever keeps records lets go
+//! of them when the machine has booted anew. A record says what the worker was when the daemon ended; what has become of
+//! its processes meanwhile is its [`Fate`], found out by looking. Called by `orders.rs` for `PoolRestored`, and by
+//! [`super::Engine::take_changes`].
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::restart::{History, RESTARTS_REMEMBERED_MAX};
+use super::step::{After, Phase, Verdict};
+use super::worker::{Context, EXTENSION_MAX, Worker};
+use super::{Cause, Effect, Ended, Time};
+use crate::spec::{Generation, WorkerId};
+
+/// How long a worker that is taken over has to become ready at least: what it said meanwhile is read first.
+const READY_GRACE: Duration = Duration::from_secs(1);
+
+/// One worker as it is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    /// Its latest spawn attempt.
+    pub generation: Option<u64>,
+    /// Where it was.
+    pub phase: Phase,
+    /// What an order makes of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<After>,
+    /// What the restart policy makes of it, while it is being emptied.
+    #[serde(default)]
+    pub verdict: Verdict,
+    /// Why this generation is being ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// Whether its death certificate is written.
+    #[serde(default)]
+    pub certified: bool,
+    /// When the phase is overdue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
+    /// Since when it has been ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_at: Option<Time>,
+    /// How often it beats by its own word, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_interval_usec: Option<u64>,
+    /// Restarts over its whole life.
+    #[serde(default)]
+    pub restarts: u64,
+    /// Restarts in a row without stable uptime.
+    #[serde(default)]
+    pub in_row: u32,
+    /// When its latest restarts were decided, within the window of the crash barrier.
+    #[serde(default)]
+    pub recent: Vec<Time>,
+}
+
+impl WorkerRecord {
+    /// Whether there were processes of it, or were about to be.
+    #[must_use]
+    pub const fn had_processes(&self) -> bool {
+        match self.phase {
+            Phase::Stopped | Phase::Crashed | Phase::Queued | Phase::Waiting => false,
+            Phase::Spawning
+            | Phase::Aborting
+            | Phase::Starting
+            | Phase::Running
+            | Phase::Stopping
+            | Phase::Killing
+            | Phase::Emptying
+            | Phase::Stuck => true,
+        }
+    }
+
+    /// The record of a worker that was found in `phase`, of which nothing else is known than what an `older` record says.
+    #[must_use]
+    pub fn assumed(generation: u64, phase: Phase, older: Option<Self>, now: Time) -> Self {
+        let (restarts, in_row, recent) =
+            older.map_or((0, 0, Vec::new()), |older| (older.restarts, older.in_row, older.recent));
+        Self {
+            generation: Some(generation),
+            phase,
+            after: None,
+            verdict: Verdict::Stop,
+            cause: None,
+            certified: false,
+            deadline: None,
+            ready_at: (phase == Phase::Running).then_some(now),
+            own_interval_usec: None,
+            restarts,
+            in_row,
+            recent,
+        }
+    }
+}
+
+/// What has become of a worker's processes while no daemon ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// They run, and are watched again.
+    Lives,
+    /// They have ended like this; an `Emptied` follows when nothing of them is left.
+    Ended(Ended),
+    /// They were ended because no daemon was there: no fault of the worker's. An `Emptied` follows.
+    Abandoned,
+    /// There are none, and nobody has waited for any.
+    Nothing,
+}
+
+impl Worker {
+    /// What is to be written down of it.
+    pub(super) fn record(&self) -> WorkerRecord {
+        let (in_row, recent) = self.history.remembered();
+        WorkerRecord {
+            generation: self.generation.map(|generation| generation.0),
+            phase: self.phase,
+            after: self.after,
+            verdict: self.verdict,
+            cause: self.cause.or(self.meant),
+            certified: self.certified,
+            deadline: self.deadline,
+            ready_at: self.ready_at,
+            own_interval_usec: self.own_interval.and_then(|interval| u64::try_from(interval.as_micros()).ok()),
+            restarts: self.restarts,
+            in_row,
+            recent,
+        }
+    }
+
+    /// The worker that a record describes, before anybody has looked for its processes.
+    pub(super) fn from_record(id: WorkerId, record: &WorkerRecord, now: Time) -> Self {
+        let mut worker = Self::new(id, now);
+        worker.phase = record.phase;
+        worker.generation = record.generation.map(Generation);
+        worker.after = record.after;
+        worker.verdict = record.verdict;
+        worker.cause = record.cause;
+        worker.certified = record.certified;
+        worker.ready_at = record.ready_at.map(|ready| ready.min(now));
+        worker.own_interval = record.own_interval_usec.map(Duration::from_micros);
+        worker.restarts = record.restarts;
+        let recent = record.recent.iter().rev().take(RESTARTS_REMEMBERED_MAX).rev().map(|&then| then.min(now));
+        worker.history = History::of(record.in_row, recent.collect());
+        worker
+    }
+
+    /// Brings a worker in line with what was found of its processes. Afterwards it is in a phase that the table knows how to
+    /// leave: who was being ended is asked once more, who was ended is `Emptying`, who has no processes waits or is down.
+    pub(super) fn settle_fate(&mut self, record: &WorkerRecord, fate: Fate, cx: &mut Context<'_>) {
+        use Phase::{
+            Aborting, Crashed, Emptying, Killing, Queued, Running, Spawning, Starting, Stopped, Stopping, Stuck,
+            Waiting,
+        };
+        match (fate, self.phase) {
+            (Fate::Nothing, Stopped | Crashed | Queued) => {}
+            (Fate::Nothing, Waiting) => {
+                let latest = cx.now.after(cx.policy.restart.delay_max);
+                self.deadline = Some(record.deadline.map_or(cx.now, |deadline| deadline.min(latest)));
+            }
+            // Its spawn had not come far enough for anything to be there.
+            (Fate::Nothing, Spawning | Aborting | Starting | Running | Stopping | Killing | Emptying | Stuck)
+            | (Fate::Abandoned, _) => self.lose(cx),
+            (Fate::Lives, Spawning) => {
+                self.in_flight = true;
+                self.deadline = Some(cx.now.after(cx.policy.startup.ready_timeout));
+            }
+            (Fate::Lives, Starting) => {
+                let (least, most) = (cx.now.after(READY_GRACE), cx.now.after(EXTENSION_MAX));
+                self.deadline = Some(record.deadline.map_or(least, |deadline| deadline.min(most).max(least)));
+            }
+            (Fate::Lives, Running) => self.watch_again(cx),
+            (Fate::Lives, Stopping) => self.ask_again(record, cx),
+            // A record of one that is down or dead beside processes that live: the processes are right.
+            (Fate::Lives, Stopped | Crashed | Queued | Waiting | Aborting | Killing | Emptying | Stuck) => {
+                self.kill_again(cx);
+            }
+            (Fate::Ended(ended), _) => {
+                self.phase = if self.certified { Emptying } else { self.phase };
+                self.end_unseen(ended, cx);
+            }
+        }
+    }
+
+    /// Its generation came to nothing while nobody watched, and not by its own fault: it begins anew, past the restart
+    /// policy, unless it was to be down.
+    fn lose(&mut self, cx: &mut Context<'_>) {
+        if !self.certified && self.generation.is_some() {
+            let cause = self.cause.unwrap_or(Cause::Shutdown);
+            self.certified = true;
+            self.emit(cx, |worker, generation| Effect::Certify(worker, generation, cause));
+        }
+        if self.after.is_none() {
+            self.verdict = Verdict::Restart(cx.now);
+        }
+        self.phase = Phase::Emptying;
+        self.deadline = Some(cx.now.after(cx.policy.stop.kill_timeout));
+    }
+
+    fn end_unseen(&mut self, ended: Ended, cx: &mut Context<'_>) {
+        if self.phase == Phase::Emptying {
+            self.deadline = Some(cx.now.after(cx.policy.stop.kill_timeout));
+        } else {
+            self.end(ended, cx);
+        }
+    }
+
+    /// It was asked to end by a daemon that is gone, or said that it ends: its grace goes on.
+    fn ask_again(&mut self, record: &WorkerRecord, cx: &mut Context<'_>) {
+        let most = cx.now.after(cx.policy.stop.grace);
+        self.deadline = Some(record.deadline.map_or(most, |deadline| deadline.min(most)));
+        if self.cause.is_some() {
+            let signal = cx.policy.stop.signal;
+            self.emit(cx, |worker, generation| Effect::Signal(worker, generation, signal));
+        }
+    }
+
+    fn kill_again(&mut self, cx: &mut Context<'_>) {
+        let down = matches!(self.phase, Phase::Stopped | Phase::Crashed);
+        if down && self.after.is_none() {
+            self.after = Some(After::Down);
+        }
+        self.kill(Some(Cause::Shutdown), cx);
+    }
+}
