@@ -20,7 +20,19 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("init", &["sys::raw", "sys::entry", "sys::pid1", "protocol::init"]),
     ("daemon", &["engine", "host", "protocol", "spec", "exit_code"]),
     // The command line becomes the daemon: it may start it, and nothing more.
-    ("cli", &["protocol", "spec", "exit_code", "daemon::run", "daemon::RunOptions", "daemon::Error", "daemon::doctor"]),
+    (
+        "cli",
+        &[
+            "protocol",
+            "spec",
+            "exit_code",
+            "daemon::run",
+            "daemon::RunOptions",
+            "daemon::Handover",
+            "daemon::Error",
+            "daemon::doctor",
+        ],
+    ),
     ("gateway", &["protocol", "spec", "exit_code"]),
     ("main", &["cli"]),
 ];

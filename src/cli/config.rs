@@ -31,7 +31,16 @@ pub(super) fn load(path: &Path, environment: &BTreeMap<String, String>) -> Resul
     File::open(path).and_then(|file| file.take(READ_BYTES_MAX).read_to_end(&mut bytes)).map_err(failed)?;
     let wrong = |lines: Vec<String>| Error::Config { path: Some(path.into()), lines };
     let text = String::from_utf8(bytes).map_err(|error| wrong(vec![error.utf8_error().to_string()]))?;
-    parse_config(&text, environment).map_err(|errors| wrong(lines_of(&errors)))
+    check(path, &text, environment)
+}
+
+/// Checks the text of the file at `path`.
+///
+/// # Errors
+/// Its content is wrong (exit 2).
+pub(super) fn check(path: &Path, text: &str, environment: &BTreeMap<String, String>) -> Result<Config, Error> {
+    parse_config(text, environment)
+        .map_err(|errors| Error::Config { path: Some(path.into()), lines: lines_of(&errors) })
 }
 
 /// Makes a configuration of one pool out of a command line.

@@ -71,6 +71,11 @@ impl Context {
         config::load(self.config_path(), &self.environment)
     }
 
+    /// The configuration of a text that was read before.
+    pub(super) fn check_config(&self, text: &str) -> Result<Config, Error> {
+        config::check(self.config_path(), text, &self.environment)
+    }
+
     /// Refuses `--socket` where a daemon is made, not talked to.
     pub(super) fn refuse_socket(&self) -> Result<(), Error> {
         match self.socket {

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::context::Context;
 use super::error::Error;
-use super::{daemon_run, daemon_start, daemon_stop, status};
+use super::{daemon_reexec, daemon_run, daemon_start, daemon_stop, status};
 use crate::protocol::control::{NoParameters, ReloadReply, Request, StatusReply};
 use crate::protocol::escape;
 
@@ -21,6 +21,8 @@ pub(super) enum Verb {
     Status,
     /// Stop the daemon and start it again.
     Restart(Restart),
+    /// Go on as the program that is installed now: same pid, same workers. If the new one fails, the old one goes on.
+    Reexec(daemon_reexec::Reexec),
     /// Read the configuration again; all of it is taken or nothing, and only what differs is changed.
     Reload,
 }
@@ -54,6 +56,7 @@ impl Verb {
                 daemon_start::Start::default().run(context)?;
                 stopped
             }
+            Self::Reexec(verb) => verb.run(context),
             Self::Reload => {
                 let reply: ReloadReply = context.client()?.call(&Request::Reload(NoParameters {}))?;
                 context.output.answer(&reply, render_reload)

@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod context;
 mod daemon;
+mod daemon_reexec;
 mod daemon_run;
 mod daemon_start;
 mod daemon_stop;

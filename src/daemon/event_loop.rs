@@ -38,13 +38,15 @@ impl Daemon {
             self.tick();
             self.decide();
             self.flush_clients();
+            self.confirm_handover();
+            self.go_on_with_upgrade();
         }
         Ok(())
     }
 
     /// How long there is nothing to do; `None` is until something happens.
     fn sleep(&self) -> Option<Duration> {
-        if self.sources.has_more() || !self.inputs.is_empty() || !self.chores.is_empty() {
+        if self.handover.is_some() || self.sources.has_more() || !self.inputs.is_empty() || !self.chores.is_empty() {
             return Some(Duration::ZERO);
         }
         let next = [self.engine.next_deadline(), self.timers.next()].into_iter().flatten().min()?;
@@ -74,6 +76,7 @@ impl Daemon {
                 }
                 Some(Source::Probe(place)) => self.on_probe(place),
                 Some(Source::Files) => self.on_files(),
+                Some(Source::Trial) => self.on_trial(),
                 Some(Source::OwnFiles) => self.on_own_files(),
                 Some(Source::Limits) => self.on_limits(),
                 // Heard above; and what was closed meanwhile has nothing more to say.
@@ -97,6 +100,7 @@ impl Daemon {
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
+                Timer::Upgrade => self.on_upgrade_timer(),
                 Timer::WriteState => self.write_state_again(),
                 Timer::LookAtExit(worker, generation) => {
                     if self.live_mut(worker, generation).is_some() {

@@ -25,11 +25,15 @@ use super::signals::Signals;
 use super::sources::Sources;
 use super::state::{Daemon, Shared};
 use super::timers::{Timer, Timers};
+use super::upgrade::Handover;
 use super::{Error, RunOptions, clock};
 use crate::engine::{Engine, Input, State, Target};
 use crate::host::adopt::own_pidfd;
 use crate::host::cgroup::{CgroupRoot, Location};
+use crate::host::handover::unblock_signals;
+use crate::host::identity::IdPool;
 use crate::host::init_image::init_program;
+use crate::host::ledger::Ledger;
 use crate::host::mounts::private_null;
 use crate::host::own_dir::{OwnDirError, own_dir};
 use crate::host::spawn::{PASSED_MAX, SLOTTED_STACKS_MAX, Stack, close_inherited, set_undumpable};
@@ -40,12 +44,13 @@ use crate::spec::{Config, DaemonSpec};
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause before the service manager is told once more what it did not take.
 const NOTIFY_PAUSE: Duration = Duration::from_millis(100);
-pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
+pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
     let started = |operation| move |source| Error::Start { operation, source };
-    close_inherited().map_err(started("close inherited descriptors"))?;
+    let mut handover = options.handover.take();
+    close_inherited(handover.iter().flat_map(Handover::numbers)).map_err(started("close inherited descriptors"))?;
     set_undumpable().map_err(started("keep this process's memory to itself"))?;
     forbid_core();
     rustix::process::umask(Mode::from_raw_mode(0o077));
@@ -55,23 +60,35 @@ pub(super) fn run(config: Config, options: RunOptions) -> Result<(), Error> {
     // What a worker is given is put in places from 0 on before its exec; nothing of the daemon may be in the way.
     let low = occupy_low_descriptors().map_err(started("open /dev/null"))?;
     let stacks = slotted_stacks(&low).map_err(started("reserve descriptors"))?;
-    let dirs = Directories::make(&config.daemon)?;
+    let dirs = Directories::make(&config.daemon, handover.as_mut().and_then(|handed| handed.locks.take()))?;
     let mut poll = mio::Poll::new().map_err(started("make the event queue"))?;
     let cgroups = CgroupRoot::prepare(Location::discover(&config.daemon.instance)?)?;
-    let Some(_base) = cgroups.lock()? else {
+    let handed_lock = handover.as_mut().and_then(|handed| handed.cgroup_lock.take());
+    let Some(cgroup_lock) = handed_lock.map_or_else(|| cgroups.lock(), |lock| Ok(Some(lock)))? else {
         return Err(Error::SameInstance { instance: config.daemon.instance.to_string() });
     };
-    let mut daemon = match assemble(config, options, log, &cgroups, dirs, stacks, &poll) {
+    if let Some(handover) = handover.as_ref().filter(|handover| handover.is_trial()) {
+        return try_to_follow(&config, &dirs, &cgroups, handover);
+    }
+    let mut daemon = match assemble(config, options, (log, handover), &cgroups, dirs, stacks, &poll) {
         Ok(daemon) => daemon,
         Err(error) => {
             give_up(cgroups);
             return Err(error);
         }
     };
-    daemon.cgroups = Some(cgroups);
+    (daemon.cgroups, daemon.cgroup_lock) = (Some(cgroups), Some(cgroup_lock));
     daemon.begin();
     let ran = daemon.run(&mut poll);
     daemon.end(ran)
+}
+
+/// A trial: prepares everything as a start would, and changes nothing that the running daemon has.
+fn try_to_follow(config: &Config, dirs: &Directories, cgroups: &CgroupRoot, handover: &Handover) -> Result<(), Error> {
+    let past = Recovery::begin(config, dirs, cgroups)?;
+    prepare_all(config, cgroups, &past.left, Some(handover))?;
+    init_program()?;
+    Handover::pass_trial().map_err(|source| Error::Start { operation: "say that the trial is passed", source })
 }
 
 /// Removes what a start that failed has made in the cgroup tree.
@@ -224,11 +241,14 @@ pub(super) struct Directories {
 }
 
 impl Directories {
-    fn make(spec: &DaemonSpec) -> Result<Self, Error> {
+    /// Makes and locks them. `locks` are those that the program before this one has had.
+    fn make(spec: &DaemonSpec, locks: Option<[OwnedFd; 2]>) -> Result<Self, Error> {
         let state = directory(&spec.state_dir, 0o700)?;
-        let lock = lock(state.as_fd(), &spec.state_dir)?;
         let runtime = directory(&spec.runtime_dir, 0o755)?;
-        let runtime_lock = self::lock(runtime.as_fd(), &spec.runtime_dir)?;
+        let locks = match locks {
+            Some(locks) => locks,
+            None => [lock(state.as_fd(), &spec.state_dir)?, lock(runtime.as_fd(), &spec.runtime_dir)?],
+        };
         directory(&spec.state_dir.join("logs"), 0o700)?;
         let below = |parent: BorrowedFd<'_>, at: &Path, name: &str| {
             match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
@@ -243,7 +263,7 @@ impl Directories {
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
-            locks: [lock, runtime_lock],
+            locks,
             state,
             runtime,
         })
@@ -302,10 +322,52 @@ fn holder(lock: &OwnedFd) -> Option<u32> {
     std::str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()
 }
 
+/// Takes over the connections of the program before this one; place and number of the one that waits for the upgrade.
+fn greet_again(
+    control: &mut Control,
+    handover: Option<&mut Handover>,
+    sources: &mut Sources,
+    now: crate::engine::Time,
+) -> Option<(u32, u64)> {
+    let mut waiting = None;
+    for (socket, is_asking) in handover.map(|handed| std::mem::take(&mut handed.clients)).unwrap_or_default() {
+        let Some(client) = control.take_over(socket, sources, now) else { continue };
+        if is_asking {
+            control.have_wait(client);
+            waiting = Some(client);
+        }
+    }
+    waiting
+}
+
+/// What all workers share.
+fn shared(
+    dirs: Directories,
+    (ids, ranges): (IdPool, IdPool),
+    ledger: Ledger,
+    stacks: Vec<Stack>,
+) -> Result<Shared, Error> {
+    let daemon = own_pidfd().map_err(|source| Error::Start { operation: "open a pidfd of this process", source })?;
+    Ok(Shared {
+        init: Rc::new(init_program()?),
+        work_dirs: dirs.work,
+        notify_dirs: dirs.notify,
+        overlay_dirs: dirs.overlay,
+        log_dir: dirs.logs,
+        null: private_null()?,
+        ids,
+        ranges,
+        stacks,
+        ledger,
+        daemon,
+        locks: dirs.locks,
+    })
+}
+
 fn assemble(
     config: Config,
     options: RunOptions,
-    log: LogHandle,
+    (log, mut handover): (LogHandle, Option<Handover>),
     cgroups: &CgroupRoot,
     dirs: Directories,
     stacks: Vec<Stack>,
@@ -315,27 +377,22 @@ fn assemble(
     let started = |operation| move |source| Error::Start { operation, source };
     let mut sources = Sources::new(poll.registry().try_clone().map_err(started("share the event queue"))?);
     let signals = Signals::listen(&mut sources).map_err(started("listen to signals"))?;
-    let control = Control::bind(&config.daemon, &mut sources)?;
-    let changes = prepare_all(&config, cgroups, &past.left)?;
+    if handover.is_some() {
+        unblock_signals().map_err(started("let signals through"))?;
+    }
+    let handed_listener = handover.as_mut().and_then(|handed| handed.listener.take());
+    let mut control = Control::bind(&config.daemon, handed_listener, &mut sources)?;
+    let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
     let read = |path| std::fs::read_to_string(path).ok();
-    let config_text = options.config_path.as_ref().and_then(read).unwrap_or_default();
+    let handed_text = handover.as_ref().and_then(Handover::config).map(str::to_owned);
+    let config_text = handed_text.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
     past.persist.keep_config(&config_text);
     let now = clock::now();
-    let found = past.settle(changes, &dirs, cgroups, now)?;
-    let shared = Shared {
-        init: Rc::new(init_program()?),
-        work_dirs: dirs.work,
-        notify_dirs: dirs.notify,
-        overlay_dirs: dirs.overlay,
-        log_dir: dirs.logs,
-        null: private_null()?,
-        ids: found.ids,
-        ranges: found.ranges,
-        stacks,
-        ledger: found.ledger,
-        daemon: own_pidfd().map_err(started("open a pidfd of this process"))?,
-        _locks: dirs.locks,
-    };
+    let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
+    let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
+    let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
+    let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
+    let shared = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
         spec: config.daemon,
         config_path: options.config_path.clone(),
@@ -343,7 +400,7 @@ fn assemble(
         engine: Engine::with_last_generation(now.0, found.generation),
         now,
         started: now,
-        started_wall: clock::wall(),
+        started_wall,
         state: DaemonState::Starting,
         cgroups: None,
         shared,
@@ -356,7 +413,7 @@ fn assemble(
         evidence: BTreeMap::new(),
         asked_by: BTreeMap::new(),
         last_exit: BTreeMap::new(),
-        own_files: OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources),
+        own_files,
         persist: found.persist,
         written: BTreeMap::new(),
         certificates: found.certificates,
@@ -376,6 +433,10 @@ fn assemble(
         manager: Manager::from_environment(&environment()),
         holder_search: None,
         reaps: std::process::id() == 1,
+        cgroup_lock: None,
+        upgrade: None,
+        asked_for_upgrade,
+        handover,
         finished: false,
         leaves: false,
     };

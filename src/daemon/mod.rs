@@ -34,6 +34,7 @@ mod signals;
 mod sources;
 mod state;
 mod timers;
+mod upgrade;
 
 use std::io;
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ use std::path::PathBuf;
 pub use control::ControlError;
 pub use log::LogError;
 pub use pool::PoolError;
+pub use upgrade::Handover;
 
 use crate::host::cgroup::CgroupError;
 use crate::host::init_image::ImageError;
@@ -57,6 +59,8 @@ pub struct RunOptions {
     pub config_path: Option<PathBuf>,
     /// Called once, when every first worker is ready or cannot be.
     pub when_ready: Option<fn(&StatusReply, &[WorkerInfo])>,
+    /// What another build of this program has handed over, which this process was before.
+    pub handover: Option<Handover>,
 }
 
 /// Why a daemon could not start or go on.
@@ -169,7 +173,12 @@ pub enum Error {
 /// # Errors
 /// [`Error`]: what kept it from starting, or what it could not end.
 pub fn run(config: Config, options: RunOptions) -> Result<(), Error> {
-    launch::run(config, options)
+    let ran = launch::run(config, options);
+    if let Err(error) = &ran {
+        // As long as the program before this one can be gone back to, that is better than to end.
+        Handover::fall_back(&birth::chain(error));
+    }
+    ran
 }
 
 /// What the host has of what halsup needs.

@@ -82,10 +82,11 @@ impl Recovery {
         dirs: &Directories,
         cgroups: &CgroupRoot,
         now: Time,
+        same_process: bool,
     ) -> Result<Recovered, Error> {
         let mut pools = Vec::new();
         for change in changes {
-            let settled = settle(&change.spec, &self.past, &mut self.left, now, false);
+            let settled = settle(&change.spec, &self.past, &mut self.left, now, same_process);
             let known = self.past.pools.get(&change.spec.name).copied();
             pools.push((change, settled, known));
         }

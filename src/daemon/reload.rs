@@ -6,6 +6,7 @@ use super::adopt::Left;
 use super::birth::chain;
 use super::pool::{Pool, Templates, prepare};
 use super::state::Daemon;
+use super::upgrade::Handover;
 use super::{Error, control::OWN_CALLS};
 use crate::engine::{Answer, CallId, Input, Target};
 use crate::protocol::control::ReloadReply;
@@ -216,10 +217,14 @@ pub(super) fn prepare_all(
     config: &Config,
     cgroups: &crate::host::cgroup::CgroupRoot,
     left: &Left,
+    handover: Option<&Handover>,
 ) -> Result<Vec<Change>, Error> {
     let mut templates = Templates::default();
     let prepared = config.pools.iter().map(|spec| {
-        prepare(spec, &config.daemon, cgroups, &mut templates, &left.listeners(spec))
+        // What was handed over is there also where no worker is left that would have it.
+        let kept: Vec<_> =
+            handover.iter().flat_map(|handed| handed.listeners(spec)).chain(left.listeners(spec)).collect();
+        prepare(spec, &config.daemon, cgroups, &mut templates, &kept)
             .map(|prepared| Change { spec: spec.clone(), prepared })
             .map_err(|source| Error::Pool { name: spec.name.clone(), source })
     });

@@ -94,6 +94,10 @@ impl Daemon {
         for _ in 0..CHILDREN_A_TURN {
             let Ok(Some(pid)) = peek_ended() else { return };
             let own = self.live.iter().find(|(_, live)| live.process.is_some() && live.init_pid == pid);
+            if self.is_trial(pid) {
+                self.on_trial();
+                continue;
+            }
             match own.map(|(worker, _)| *worker) {
                 Some(worker) => self.on_exit(worker),
                 None => super::log::best_effort(reap_orphan(pid), "nobody else waits for an orphan"),

@@ -36,6 +36,8 @@ pub(super) enum Source {
     Probe(u32),
     /// Some worker has run into a limit.
     Limits,
+    /// The trial of an upgrade ended.
+    Trial,
     /// Somebody touched the daemon's own files.
     OwnFiles,
     /// A file appeared in some worker's directory.

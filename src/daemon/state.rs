@@ -23,6 +23,7 @@ use super::ready_file::ReadyFiles;
 use super::signals::Signals;
 use super::sources::Sources;
 use super::timers::Timers;
+use super::upgrade::{Handover, Upgrade};
 use crate::engine::{Engine, Input, Time};
 use crate::host::cgroup::CgroupRoot;
 use crate::host::identity::IdPool;
@@ -57,8 +58,8 @@ pub(super) struct Shared {
     pub(super) ledger: Ledger,
     /// This process's own pidfd, for inits to watch.
     pub(super) daemon: OwnedFd,
-    /// Held for as long as the daemon lives; their release is the kernel's.
-    pub(super) _locks: [OwnedFd; 2],
+    /// Of the state and the runtime directory, held for as long as the daemon lives; their release is the kernel's.
+    pub(super) locks: [OwnedFd; 2],
 }
 
 /// Where a tree is that an ended worker leaves.
@@ -149,6 +150,14 @@ pub(super) struct Daemon {
     pub(super) holder_search: Option<Time>,
     /// Whether orphans are given to this process.
     pub(super) reaps: bool,
+    /// The lock of the cgroup.
+    pub(super) cgroup_lock: Option<OwnedFd>,
+    /// An upgrade under way.
+    pub(super) upgrade: Option<Upgrade>,
+    /// What the program before this one has handed over, until the first turn is over.
+    pub(super) handover: Option<Handover>,
+    /// Who waits to hear how that went.
+    pub(super) asked_for_upgrade: Option<(u32, u64)>,
     /// Whether the loop is to end: the engine has finished.
     pub(super) finished: bool,
     /// Whether the workers are to go on without this daemon.

@@ -26,6 +26,8 @@ pub(super) enum Timer {
     Watchdog,
     /// Tell the service manager what it did not take.
     Notify,
+    /// Look at an upgrade again, or end its trial.
+    Upgrade,
     /// Write down what could not be written.
     WriteState,
     /// Ask once more how a worker ended that is not this daemon's child.

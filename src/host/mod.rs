@@ -6,6 +6,8 @@
 pub mod adopt;
 pub mod cgroup;
 pub mod doctor;
+pub mod handover;
+pub mod helper;
 pub mod identity;
 pub mod init_image;
 pub mod kernel;

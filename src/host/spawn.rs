@@ -77,13 +77,24 @@ pub fn begin(plan: Plan, cgroup: Option<BorrowedFd<'_>>, stack: Option<Stack>) -
     Ok(Child { pidfd, pid, birth })
 }
 
-/// Closes every descriptor but the standard ones: whoever started the daemon may have left some open.
+/// Closes every descriptor but the standard ones and those in `kept`: whoever started the daemon may have left some open.
 ///
 /// # Errors
 /// None in practice.
-pub fn close_inherited() -> io::Result<()> {
-    let failed = |errno: crate::sys::raw::Errno| io::Error::from_raw_os_error(errno.0);
-    crate::sys::raw::close_range(3, usize::MAX >> 32, 0).map(|_| ()).map_err(failed)
+pub fn close_inherited(kept: impl IntoIterator<Item = i32>) -> io::Result<()> {
+    let mut kept: Vec<usize> = kept.into_iter().filter_map(|number| usize::try_from(number).ok()).collect();
+    kept.sort_unstable();
+    kept.push(usize::MAX >> 31);
+    let mut first = 3;
+    for number in kept {
+        if number > first {
+            let last = (number - 1).min(usize::MAX >> 32);
+            let closed = crate::sys::raw::close_range(first, last, 0);
+            closed.map_err(|errno| io::Error::from_raw_os_error(errno.0))?;
+        }
+        first = first.max(number + 1);
+    }
+    Ok(())
 }
 
 /// Keeps others from reading this process's memory, and a core of it from being written.

@@ -19,11 +19,11 @@ pub use error::{Error, Failure as CallFailure};
 pub use reply::{
     CertificatesReply, ChangeReply, Check, ConfigReply, DoctorReply, Empty, Event, EventKind, EventsReply, Failure,
     InspectReply, ListReply, LogEntry, LogsReply, ReloadReply, SetLogReply, ShutdownReply, StatsReply, Stream,
-    WorkerStats,
+    UpgradeReply, WorkerStats,
 };
 pub use request::{
     CertificatesRequest, EventsRequest, InterfaceRequest, KillRequest, ListRequest, LogsRequest, NoParameters, Request,
-    ScaleRequest, Scope, SetLogRequest, ShutdownRequest, StatsRequest, TargetRequest,
+    ScaleRequest, Scope, SetLogRequest, ShutdownRequest, StatsRequest, TargetRequest, UpgradeRequest,
 };
 pub use target::{Target, TargetError};
 pub use worker::{

@@ -1,7 +1,7 @@
 //! One connection to the control socket: what it has said, what it waits for, what is on its way to it, and how long it
 //! may take. Never decides what a call means: `dispatch.rs` does.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use mio::{Interest, Token};
@@ -106,6 +106,21 @@ impl Client {
             armed: None,
             gone: false,
         }
+    }
+
+    /// One that has spoken already, to the program before this one.
+    pub(super) fn greeted(socket: OwnedFd, token: Token, number: u64, peer: Principal, now: Time) -> Self {
+        Self { greeting_due: None, ..Self::new(socket, token, number, peer, now) }
+    }
+
+    /// Its socket.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether nothing is under way in either direction.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.task, Task::Idle) && self.is_read_up() && self.decoder.waiting_bytes() == 0
     }
 
     /// Whether the connection is over and nothing can be said any more.

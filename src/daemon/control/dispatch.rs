@@ -7,6 +7,7 @@ use super::client::{Client, Task};
 use super::roles;
 use crate::protocol::control::{
     ConfigReply, DoctorReply, Empty, Error, EventKind, EventsRequest, Request, SetLogReply, ShutdownRequest,
+    UpgradeRequest,
 };
 use crate::protocol::service::{self, Info, ServiceError};
 use crate::protocol::varlink::{Call, Reply};
@@ -117,6 +118,7 @@ impl Daemon {
             | Request::Reset(_)
             | Request::Scale(_)) => return self.order(asked, &request),
             Request::Reload(_) => return self.ordered_reload(asked),
+            Request::Upgrade(request) => return self.ordered_upgrade(asked, &request),
             Request::Shutdown(request) => return self.ordered_shutdown(asked, &request),
             Request::SetLog(request) => match self.log.set(&request.filter) {
                 Ok(previous) => {
@@ -159,6 +161,17 @@ impl Daemon {
                 Error::Failed { operation: "reload".into(), object, cause }.to_reply()
             }
         })
+    }
+
+    fn ordered_upgrade(&mut self, asked: Asked, request: &UpgradeRequest) -> Outcome {
+        self.record_order(asked, EventKind::Order, "upgrade the daemon".into());
+        match self.begin_upgrade((asked.place, asked.number), request.binary.as_deref()) {
+            Ok(()) => Outcome::Wait(Task::Order),
+            Err(cause) => {
+                let object = request.binary.clone().unwrap_or_else(|| "the installed program".into());
+                Error::Failed { operation: "upgrade to".into(), object, cause }.into()
+            }
+        }
     }
 
     fn ordered_shutdown(&mut self, asked: Asked, request: &ShutdownRequest) -> Outcome {

@@ -23,7 +23,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs::{Permissions, remove_file, rename, set_permissions};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,7 +33,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, send, socket_with};
 
-use self::client::Client;
+use self::client::{Client, Task};
 use self::follow::FollowedLines;
 use self::orders::Orders;
 use self::roles::Principal;
@@ -45,6 +45,7 @@ use super::state::Daemon;
 use super::timers::Timer;
 use crate::engine::Time;
 use crate::protocol::control::Error as Refusal;
+use crate::protocol::varlink::Reply;
 use crate::spec::DaemonSpec;
 
 /// The socket's name in the runtime directory.
@@ -116,10 +117,24 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError`] names the step that was refused.
-    pub(super) fn bind(spec: &DaemonSpec, sources: &mut Sources) -> Result<Self, ControlError> {
+    ///
+    /// `handed` is one that the program before this one has left open, which needs nothing but to be listened to.
+    pub(super) fn bind(
+        spec: &DaemonSpec,
+        handed: Option<OwnedFd>,
+        sources: &mut Sources,
+    ) -> Result<Self, ControlError> {
         let path = spec.runtime_dir.join(SOCKET_NAME);
+        let listener = match handed {
+            Some(fd) => {
+                let failed = |source| ControlError::Step { step: "watch", path: path.clone(), source };
+                let token = sources.add(fd.as_fd(), Source::Listener, Interest::READABLE).map_err(failed)?;
+                Watched { fd, token }
+            }
+            None => Self::make_listener(spec, &path, sources)?,
+        };
         Ok(Self {
-            listener: Some(Self::listener(spec, &path, sources)?),
+            listener: Some(listener),
             path,
             own_uid: rustix::process::geteuid().as_raw(),
             paused: false,
@@ -132,7 +147,7 @@ impl Control {
         })
     }
 
-    fn listener(spec: &DaemonSpec, path: &Path, sources: &mut Sources) -> Result<Watched, ControlError> {
+    fn make_listener(spec: &DaemonSpec, path: &Path, sources: &mut Sources) -> Result<Watched, ControlError> {
         let new = spec.runtime_dir.join(SOCKET_NAME_NEW);
         let failed = |step, source: io::Error| ControlError::Step { step, path: path.to_owned(), source };
         let address =
@@ -155,6 +170,62 @@ impl Control {
             .add(socket.as_fd(), Source::Listener, Interest::READABLE)
             .map_err(|error| failed("watch", error))?;
         Ok(Watched { fd: socket, token })
+    }
+
+    /// The listening socket.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(|listener| listener.fd.as_fd())
+    }
+
+    /// The sockets of clients that wait for nothing and have said and read everything, and of the one that `asked`, which
+    /// is marked.
+    pub(super) fn idle_sockets(&self, asked: (u32, u64)) -> Vec<(BorrowedFd<'_>, bool)> {
+        let is_asking = |place: u32, client: &Client| (place, client.number) == asked;
+        let kept = self.clients.iter().filter(|(place, client)| client.is_idle() || is_asking(**place, client));
+        kept.map(|(place, client)| (client.socket(), is_asking(*place, client))).collect()
+    }
+
+    /// Answers everybody who waits but the one that `asked`: orders with `last`, streams with their end.
+    pub(super) fn dismiss(&mut self, asked: (u32, u64), last: &Reply, now: Time) {
+        for (place, client) in &mut self.clients {
+            if (*place, client.number) == asked {
+                continue;
+            }
+            match client.task {
+                Task::Idle => {}
+                Task::Events(_) | Task::Logs(_) => client.finish_stream(),
+                Task::Order | Task::Pieces(_) | Task::Shutdown(_) => {
+                    client.task = Task::Idle;
+                    client.say(last, now);
+                }
+            }
+        }
+    }
+
+    /// Gives a client that waits its answer, if it is still there.
+    pub(super) fn answer_waiting(&mut self, (place, number): (u32, u64), reply: &Reply, now: Time) {
+        if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
+            client.task = Task::Idle;
+            client.say(reply, now);
+        }
+    }
+
+    /// Takes a connection over from the program before; its place and number.
+    pub(super) fn take_over(&mut self, socket: OwnedFd, sources: &mut Sources, now: Time) -> Option<(u32, u64)> {
+        let peer = peer_of(&socket).ok()?;
+        let place = self.free_place();
+        let token = sources.add(socket.as_fd(), Source::Client(place), Interest::READABLE).ok()?;
+        self.next_number = self.next_number.wrapping_add(1);
+        let number = self.next_number;
+        self.clients.insert(place, Client::greeted(socket, token, number, peer, now));
+        Some((place, number))
+    }
+
+    /// Has a client wait for an answer.
+    pub(super) fn have_wait(&mut self, (place, number): (u32, u64)) {
+        if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
+            client.task = Task::Order;
+        }
     }
 
     /// Whether one more client of `uid` is too many, and why.
@@ -207,7 +278,7 @@ impl Daemon {
             return;
         }
         tracing::warn!(target: "control", "the control socket was removed by somebody else: it is made anew");
-        match Control::listener(&self.spec, &self.control.path, &mut self.sources) {
+        match Control::make_listener(&self.spec, &self.control.path, &mut self.sources) {
             Ok(listener) => {
                 if let Some(old) = self.control.listener.replace(listener) {
                     old.close(&mut self.sources);

@@ -142,6 +142,7 @@ impl Daemon {
             | Request::Stats(_)
             | Request::Certificates(_)
             | Request::Reload(_)
+            | Request::Upgrade(_)
             | Request::Shutdown(_)
             | Request::SetLog(_)
             | Request::Doctor(_)

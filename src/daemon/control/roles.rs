@@ -66,6 +66,7 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Stats(_)
         | Request::Certificates(_)
         | Request::Reload(_)
+        | Request::Upgrade(_)
         | Request::Shutdown(_)
         | Request::SetLog(_)
         | Request::Doctor(_)
@@ -80,7 +81,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 21] = [
+    const TABLE: [(&str, char); 22] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -98,6 +99,7 @@ mod tests {
         ("Stats", 'o'),
         ("Certificates", 'o'),
         ("Reload", 'a'),
+        ("Upgrade", 'a'),
         ("Shutdown", 'a'),
         ("SetLog", 'a'),
         ("Doctor", 'o'),

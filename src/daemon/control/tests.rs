@@ -249,7 +249,7 @@ fn a_socket_replaces_one_that_was_left_and_has_its_mode_whatever_the_umask() {
     drop(std::os::unix::net::UnixListener::bind(directory.path().join(SOCKET_NAME_NEW)).unwrap());
     for (roles, mode) in [("", 0o600), ("[[daemon.roles]]\nuid = 1\nrole = 'observe'\n", 0o666)] {
         let config = crate::spec::parse_config(&text(roles), &BTreeMap::new()).unwrap();
-        let control = Control::bind(&config.daemon, &mut sources).unwrap();
+        let control = Control::bind(&config.daemon, None, &mut sources).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode);
         assert!(UnixStream::connect(&path).is_ok());
         let names: Vec<_> =

@@ -339,6 +339,8 @@ fn every_reply_is_as_described() {
     replies.hold("Stats", &StatsReply { workers: vec![stats()] });
     replies.hold("Certificates", &CertificatesReply { certificates: vec![certificate()] });
     replies.hold("Reload", &ReloadReply { added: names(), changed: names(), removed: names() });
+    let upgraded = UpgradeReply { from: "1.0.0".into(), version: "1.1.0".into(), pid: 1, away_usec: 2, workers: 3 };
+    replies.hold("Upgrade", &upgraded);
     replies.hold("Shutdown", &ShutdownReply { remaining: 1, stuck: names() });
     replies.hold("SetLog", &SetLogReply { previous: "info".into() });
     let check = Check { name: "cgroup".into(), ok: false, found: "v1".into(), fix: Some("boot with v2".into()) };
@@ -360,7 +362,7 @@ fn every_method_has_a_request_with_the_described_parameters() {
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
-        "last": 4, "timeout_ms": 5, "keep_workers": true, "filter": "info",
+        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info",
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };

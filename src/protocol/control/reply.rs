@@ -197,6 +197,21 @@ pub struct ReloadReply {
     pub removed: Vec<String>,
 }
 
+/// The answer of `Upgrade`, given by the new program.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeReply {
+    /// The version that was.
+    pub from: String,
+    /// The version that is.
+    pub version: String,
+    /// The daemon's pid, which is the same.
+    pub pid: u32,
+    /// How long nobody was there to answer, in microseconds.
+    pub away_usec: u64,
+    /// How many workers were taken along.
+    pub workers: u32,
+}
+
 /// One answer of `Shutdown`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownReply {

@@ -139,6 +139,18 @@ impl CertificatesRequest {
     }
 }
 
+/// Longest path of a program, in bytes.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// Parameters of `Upgrade`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// Absolute path of the program to become; `None` is what lies where the running one was started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<String>,
+}
+
 /// Parameters of `Shutdown`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -251,6 +263,8 @@ requests! {
     Certificates(CertificatesRequest) = INTERFACE Observe,
     /// Read the configuration again.
     Reload(NoParameters) = INTERFACE Admin,
+    /// Go on as another build of the program.
+    Upgrade(UpgradeRequest) = INTERFACE Admin,
     /// End everything.
     Shutdown(ShutdownRequest) = INTERFACE Admin,
     /// Change the daemon's log.
@@ -319,6 +333,7 @@ impl Request {
             | Self::Stats(_)
             | Self::Certificates(_)
             | Self::Reload(_)
+            | Self::Upgrade(_)
             | Self::Shutdown(_)
             | Self::SetLog(_)
             | Self::Doctor(_)
@@ -347,6 +362,7 @@ impl Request {
             | Self::Ping(_)
             | Self::Status(_)
             | Self::Reload(_)
+            | Self::Upgrade(_)
             | Self::Shutdown(_)
             | Self::SetLog(_)
             | Self::Doctor(_)
@@ -382,6 +398,10 @@ impl Request {
             | Self::Reload(_)
             | Self::Doctor(_)
             | Self::GetConfig(_) => return Ok(()),
+            Self::Upgrade(request) => {
+                let absolute = |path: &String| path.starts_with('/') && path.len() <= PATH_BYTES_MAX;
+                ("binary", request.binary.as_ref().is_none_or(absolute))
+            }
         };
         if ok { Ok(()) } else { Err(ServiceError::InvalidParameter { parameter: parameter.into() }) }
     }

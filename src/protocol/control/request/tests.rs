@@ -31,6 +31,7 @@ fn one_of_each() -> Vec<Request> {
         Request::Stats(StatsRequest { target: Some(Target::All) }),
         Request::Certificates(CertificatesRequest { target: Some(Target::All), last: Some(1) }),
         Request::Reload(NoParameters {}),
+        Request::Upgrade(UpgradeRequest { binary: Some("/usr/bin/halsup".into()) }),
         Request::Shutdown(ShutdownRequest { timeout_ms: Some(10), keep_workers: Some(true) }),
         Request::SetLog(SetLogRequest { filter: "info,heartbeat=debug".into() }),
         Request::Doctor(NoParameters {}),
@@ -102,7 +103,7 @@ fn what_changes_something_needs_more_than_observe() {
     for request in one_of_each() {
         let (_, name) = request.method();
         let changes = ["Start", "Stop", "Restart", "Kill", "Reset", "Scale"].contains(&name);
-        let admin = ["Reload", "Shutdown", "SetLog", "GetConfig"].contains(&name);
+        let admin = ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig"].contains(&name);
         let expected = if admin {
             Role::Admin
         } else if changes {
