@@ -168,8 +168,9 @@ impl Daemon {
 
     /// Restarts the workers of a pool whose configuration has changed.
     pub(super) fn restart_changed(&mut self, id: PoolId) {
-        let workers: Vec<_> =
-            self.engine.workers().map(|view| view.worker).filter(|worker| worker.pool == id).collect();
+        // At the start the engine has not heard of those yet that were taken over.
+        let known = self.engine.workers().map(|view| view.worker).chain(self.live.keys().copied());
+        let workers: Vec<_> = known.filter(|worker| worker.pool == id).collect();
         self.asked_by.extend(workers.into_iter().map(|worker| (worker, "a changed configuration".to_owned())));
         self.inputs.push(Input::RestartRequested(RESTART_CHANGED, Target::Pool(id)));
     }

@@ -25,4 +25,6 @@ mod program;
 mod reload;
 mod settings;
 mod supervision;
+mod survival;
+mod upgrade;
 mod varlink_client;

@@ -1,0 +1,164 @@
+//! `halsup daemon reexec`: the daemon goes on as another program, in the same process, and goes back if that one fails.
+
+#![expect(clippy::disallowed_types, reason = "the test asks for an upgrade that it goes on watching")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::fixture::Daemon;
+use crate::look::{certificates, pid, python, signal, wait_healthy, wait_line, workers};
+use crate::needs::needs;
+use crate::place::program;
+
+/// Pid and restarts of every worker.
+fn all(daemon: &Daemon) -> Vec<(String, i32, u64)> {
+    let text = |worker: &Value| worker["name"].as_str().expect("a name").to_owned();
+    workers(daemon).iter().map(|w| (text(w), pid(w), w["restarts"].as_u64().expect("a number"))).collect()
+}
+
+/// A program that passes the trial as `halsup` does and then does something else first.
+fn script(daemon: &Daemon, name: &str, then: &str) -> PathBuf {
+    let real = Path::new(&program()).canonicalize().expect("the program is there");
+    let real = real.display();
+    let path = daemon.path(name);
+    let text = format!("#!/bin/sh\n[ -n \"$HALSUP_TRIAL\" ] && exec '{real}' \"$@\"\n{then}\nexec '{real}' \"$@\"\n");
+    fs::write(&path, text).expect("write a script");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    path
+}
+
+fn reexec(daemon: &Daemon, binary: &Path) -> crate::place::Output {
+    daemon.cli(&["daemon", "reexec", "--binary", binary.to_str().expect("a path of a test is text")])
+}
+
+#[test]
+fn workers_and_clients_do_not_notice() {
+    needs!(Root, CgroupTree, Python3);
+    let beating = python(
+        "import socket,os,time\n\
+         n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+         say = lambda t: n.sendto(t, os.environ['NOTIFY_SOCKET'])\n\
+         say(b'READY=1')\n\
+         i = 0\n\
+         while True:\n\
+         \x20say(b'WATCHDOG=1'); i += 1; print(i, flush=True); time.sleep(0.05)\n",
+    );
+    let mut daemon = Daemon::start(&format!(
+        "[pool.web]\nsize = 3\ncommand = ['sleep', 'infinity']\n\
+         [pool.beat]\nready = 'notify'\n{beating}\
+         [pool.beat.heartbeat]\nsource = 'notify'\ninterval = '3s'\n"
+    ));
+    wait_healthy(&mut daemon, 4);
+    let before = all(&daemon);
+    // An old and a new build in turn: two files.
+    let copy = daemon.path("other");
+    fs::copy(program(), &copy).expect("copy the program");
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    let binaries = [copy, Path::new(&program()).canonicalize().expect("the program is there")];
+    let mut idle = crate::peer::Peer::connect(&daemon);
+    assert_eq!(idle.ask("Ping", &serde_json::json!({}))["error"], Value::Null);
+    for round in 0..10 {
+        let done = reexec(&daemon, &binaries[round % 2]);
+        assert_eq!(done.status, 0, "{done:?}\n{}", daemon.stderr());
+        assert!(done.stdout.contains("goes on as"), "{done:?}");
+        assert_eq!(all(&daemon), before, "same pids, no restart");
+        let told = daemon.cli(&["status", "--json"]).json();
+        assert_eq!(told["pid"].as_u64(), Some(daemon.pid().into()), "same process");
+        // A connection that was idle goes on with the new program.
+        assert_eq!(idle.ask("Ping", &serde_json::json!({}))["error"], Value::Null);
+    }
+    let exe = fs::read_link(format!("/proc/{}/exe", daemon.pid())).expect("it runs");
+    assert_eq!(exe, binaries[1], "the last one asked for");
+    assert_eq!(certificates(&daemon, "beat.0").len(), 0, "its heartbeats were heard");
+    // What it wrote meanwhile is all there, in its order.
+    let seen = wait_line(&mut daemon, "beat.0", |line| line == "20");
+    let numbers: Vec<u32> = seen.iter().map(|line| line.parse().expect("a number")).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+}
+
+#[test]
+fn a_program_that_cannot_take_over_is_not_become() {
+    needs!(Root, CgroupTree);
+    let mut daemon = Daemon::start("[pool.web]\nsize = 2\ncommand = ['sleep', 'infinity']\n");
+    wait_healthy(&mut daemon, 2);
+    let before = all(&daemon);
+    let path = daemon.path("crashes");
+    fs::write(&path, "#!/bin/sh\necho no luck today >&2\nexit 3\n").expect("write a script");
+    for (mode, sentence) in [(0o644, "not executable"), (0o777, "writable by nobody else"), (0o755, "no luck today")] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set its mode");
+        let refused = reexec(&daemon, &path);
+        assert_eq!(refused.status, 1, "{refused:?}");
+        assert!(refused.stderr.contains(sentence), "{refused:?}");
+    }
+    for (binary, sentence) in [
+        ("/bin/true", "no halsup"),
+        ("/no/such/file", "No such file"),
+        ("/bin", "no regular file"),
+        ("/bin/sh", "trial"),
+    ] {
+        let refused = reexec(&daemon, Path::new(binary));
+        assert_eq!(refused.status, 1, "{binary}: {refused:?}");
+        assert!(refused.stderr.contains(sentence), "{binary}: {refused:?}");
+    }
+    assert_eq!(all(&daemon), before);
+}
+
+#[test]
+fn a_program_that_fails_afterwards_becomes_the_old_one_again() {
+    needs!(Root, CgroupTree);
+    let mut daemon = Daemon::start("[pool.web]\nsize = 2\ncommand = ['sleep', 'infinity']\n");
+    wait_healthy(&mut daemon, 2);
+    let before = all(&daemon);
+    let config = daemon.path("config.toml");
+    let text = fs::read_to_string(&config).expect("read the configuration");
+    let breaking = script(&daemon, "breaks", &format!("echo 'what is this' > '{}'", config.display()));
+    let failed = reexec(&daemon, &breaking);
+    assert_eq!(failed.status, 1, "{failed:?}");
+    assert!(failed.stderr.contains("config.toml"), "{failed:?}");
+    fs::write(&config, &text).expect("mend the configuration");
+    assert_eq!(all(&daemon), before, "{}", daemon.stderr());
+    assert_eq!(daemon.cli(&["status", "--json"]).json()["pid"].as_u64(), Some(daemon.pid().into()));
+    // And then it can still be upgraded.
+    let done = reexec(&daemon, &Path::new(&program()).canonicalize().expect("the program is there"));
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(all(&daemon), before);
+}
+
+#[test]
+fn a_program_that_hangs_or_crashes_afterwards_becomes_the_old_one_again() {
+    needs!(Root, CgroupTree);
+    let mut daemon = Daemon::start("[pool.web]\nsize = 2\ncommand = ['sleep', 'infinity']\n");
+    wait_healthy(&mut daemon, 2);
+    let before = all(&daemon);
+    let config = daemon.path("config.toml");
+    let text = fs::read_to_string(&config).expect("read the configuration");
+    // It reads its configuration from a pipe that nobody writes to: for ever.
+    let shown = config.display();
+    let hanging = script(&daemon, "hangs", &format!("rm '{shown}'; mkfifo '{shown}'; touch '{shown}.hangs'"));
+    let daemon_pid = i32::try_from(daemon.pid()).expect("a pid");
+    for crash in [None, Some(Signal::SEGV), Some(Signal::ABORT)] {
+        let asking =
+            daemon.place().command(&["daemon", "reexec", "--binary"]).arg(&hanging).stderr(Stdio::piped()).spawn();
+        if let Some(crash) = crash {
+            daemon.wait_until("it hangs", |daemon| {
+                let reads = fs::read_to_string(format!("/proc/{daemon_pid}/wchan")).unwrap_or_default();
+                let there = fs::exists(daemon.path("config.toml.hangs")).unwrap_or(false);
+                Some(()).filter(|()| there && (reads.contains("fifo") || reads.contains("wait_for_partner")))
+            });
+            signal(daemon_pid, crash);
+        }
+        let failed = asking.and_then(Child::wait_with_output).expect("run halsup");
+        let stderr = String::from_utf8(failed.stderr).expect("halsup prints UTF-8");
+        fs::remove_file(&config).expect("remove the pipe");
+        fs::remove_file(daemon.path("config.toml.hangs")).expect("remove the sign");
+        fs::write(&config, &text).expect("mend the configuration");
+        let wanted = if crash.is_some() { "crashed with signal" } else { "not healthy in time" };
+        assert!(stderr.contains(wanted) && failed.status.code() == Some(1), "{stderr}\n{}", daemon.stderr());
+        assert_eq!(all(&daemon), before, "{}", daemon.stderr());
+    }
+}
