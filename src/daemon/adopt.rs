@@ -275,12 +275,11 @@ fn ended(slot: u32, record: WorkerRecord, left: &Left, at_once: bool, ending: bo
 }
 
 impl Daemon {
-    /// Adds all pools at the start, and restarts what an earlier daemon ran otherwise than it is wanted now.
-    pub(super) fn begin_pools(&mut self, pools: Vec<(Change, Vec<Settled>, Option<PastPool>)>, old: Option<&str>) {
+    /// Adds all pools at the start.
+    pub(super) fn begin_pools(&mut self, pools: Vec<(Change, Vec<Settled>, Option<PastPool>)>) {
         for (change, settled, known) in pools {
             self.begin_pool(change, settled, known);
         }
-        self.restart_what_differs(old);
     }
 
     /// Adds a pool at the start: as an earlier daemon had it, where one had.
@@ -374,7 +373,7 @@ impl Daemon {
     }
 
     /// Restarts the workers of pools that were taken over and are wanted otherwise by now, as a reload would.
-    fn restart_what_differs(&mut self, old_config: Option<&str>) {
+    pub(super) fn restart_what_differs(&mut self, old_config: Option<&str>) {
         let Some(text) = old_config else { return };
         let environment = super::launch::environment();
         // What the build before this one understood, this one may not; then nothing is known to differ.

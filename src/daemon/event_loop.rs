@@ -117,7 +117,8 @@ impl Daemon {
         self.do_chores();
     }
 
-    fn decide(&mut self) {
+    /// Has the engine take all inputs, writes down what it decided, and carries it out.
+    pub(super) fn decide(&mut self) {
         for input in std::mem::take(&mut self.inputs) {
             self.engine.handle(input, self.now);
         }

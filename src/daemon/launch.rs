@@ -70,15 +70,15 @@ pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> 
     if let Some(handover) = handover.as_ref().filter(|handover| handover.is_trial()) {
         return try_to_follow(&config, &dirs, &cgroups, handover);
     }
-    let mut daemon = match assemble(config, options, (log, handover), &cgroups, dirs, stacks, &poll) {
-        Ok(daemon) => daemon,
+    let (mut daemon, old_config) = match assemble(config, options, (log, handover), &cgroups, dirs, stacks, &poll) {
+        Ok(assembled) => assembled,
         Err(error) => {
             give_up(cgroups);
             return Err(error);
         }
     };
     (daemon.cgroups, daemon.cgroup_lock) = (Some(cgroups), Some(cgroup_lock));
-    daemon.begin();
+    daemon.begin(old_config.as_deref());
     let ran = daemon.run(&mut poll);
     daemon.end(ran)
 }
@@ -102,8 +102,7 @@ fn give_up(cgroups: CgroupRoot) {
 
 /// Closes what only the loop's own life needs and says what could not be ended.
 impl Daemon {
-    fn begin(&mut self) {
-        self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
+    fn begin(&mut self, old_config: Option<&str>) {
         self.state = DaemonState::Running;
         self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
         self.catch_up_with_manager();
@@ -111,6 +110,10 @@ impl Daemon {
             self.timers.set(clock::after(self.now, interval), Timer::Watchdog);
         }
         tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        // The engine hears what there is before it hears what is to become of it.
+        self.decide();
+        self.restart_what_differs(old_config);
+        self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
     }
 
     /// Has the service manager told in a moment what it has not taken. To be called after news for it.
@@ -372,7 +375,7 @@ fn assemble(
     dirs: Directories,
     stacks: Vec<Stack>,
     poll: &mio::Poll,
-) -> Result<Daemon, Error> {
+) -> Result<(Daemon, Option<String>), Error> {
     let mut past = Recovery::begin(&config, &dirs, cgroups)?;
     let started = |operation| move |source| Error::Start { operation, source };
     let mut sources = Sources::new(poll.registry().try_clone().map_err(started("share the event queue"))?);
@@ -440,6 +443,6 @@ fn assemble(
         finished: false,
         leaves: false,
     };
-    daemon.begin_pools(found.pools, found.config.as_deref());
-    Ok(daemon)
+    daemon.begin_pools(found.pools);
+    Ok((daemon, found.config))
 }

@@ -1,7 +1,5 @@
 //! `halsup daemon reexec`: the daemon goes on as another program, in the same process, and goes back if that one fails.
 
-#![expect(clippy::disallowed_types, reason = "the test asks for an upgrade that it goes on watching")]
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
