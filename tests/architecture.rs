@@ -27,6 +27,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "spec",
             "exit_code",
             "daemon::run",
+            "daemon::hold_cgroup",
             "daemon::RunOptions",
             "daemon::Handover",
             "daemon::Error",

@@ -23,6 +23,9 @@ pub(super) enum Verb {
     Restart(Restart),
     /// Go on as the program that is installed now: same pid, same workers. If the new one fails, the old one goes on.
     Reexec(daemon_reexec::Reexec),
+    /// Hold the cgroup of `halsup-workers.service` for the workers of daemons that come and go.
+    #[command(hide = true)]
+    HoldCgroup,
     /// Read the configuration again; all of it is taken or nothing, and only what differs is changed.
     Reload,
 }
@@ -40,6 +43,7 @@ impl Verb {
             Self::Run(verb) => verb.run(context),
             Self::Start(verb) => verb.run(context),
             Self::Stop(verb) => verb.run(context),
+            Self::HoldCgroup => Ok(crate::daemon::hold_cgroup()?),
             Self::Status => {
                 let reply: StatusReply = context.client()?.call(&Request::Status(NoParameters {}))?;
                 context.output.answer(&reply, status::render_daemon)

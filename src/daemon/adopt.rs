@@ -22,12 +22,14 @@ use crate::host::adopt::{AdoptError, Adopted};
 use crate::host::cgroup::{CgroupRoot, FoundWorker, WorkerCgroup};
 use crate::host::ledger::Ledger;
 use crate::host::logfile::LogFile;
-use crate::host::spawn::program_failed;
+use crate::host::spawn::{Status, exit_info, program_failed};
 use crate::protocol::init::{Entry, Report, how};
 use crate::spec::{Generation, Listen, OnSupervisorDeath, PoolId, PoolName, PoolSpec, Ready, WorkerId};
 
 /// How long a worker may take to execute its init whose daemon was killed while it was being started.
 const BIRTH_PATIENCE: Duration = Duration::from_millis(500);
+/// What is said of an end that nobody saw.
+const ENDED_ALONE: &str = "ended while no daemon ran; the time of its end is when that was found";
 const BIRTH_PAUSE: Duration = Duration::from_millis(5);
 
 /// A worker of an earlier daemon that lives.
@@ -268,7 +270,7 @@ fn ended(slot: u32, record: WorkerRecord, left: &Left, at_once: bool, ending: bo
     if let Fate::Ended(ended) = fate {
         evidence.status = Some(super::exit::cause_of(ended));
         if evidence.note.is_none() {
-            evidence.note = Some("ended while no daemon ran; the time of its end is when that was found".to_owned());
+            evidence.note = Some(ENDED_ALONE.to_owned());
         }
     }
     Settled { slot, record, fate, found: None, evidence: Some(evidence), failed }
@@ -298,6 +300,7 @@ impl Daemon {
     fn restore_pool(&mut self, id: PoolId, wanted: u32, settled: Vec<Settled>) {
         let Some(pool) = self.pools.get(&id) else { return };
         let policy = Box::new(pool.spec.policy.clone());
+        let settled: Vec<Settled> = settled.into_iter().map(|one| self.ask_store(one)).collect();
         let records = settled.iter().map(|one| (one.slot, one.record.clone(), one.fate)).collect();
         self.inputs.push(Input::PoolRestored(id, policy, wanted, records));
         for one in settled {
@@ -314,6 +317,23 @@ impl Daemon {
         }
     }
 
+    /// Where nobody could write down how a worker ended, the kernel may still know, by the pidfd that the service manager kept.
+    fn ask_store(&mut self, mut one: Settled) -> Settled {
+        if one.fate != Fate::Ended(Ended::Unknown) {
+            return one;
+        }
+        let generation = Generation(one.record.generation.unwrap_or(0));
+        let Some(pidfd) = self.fd_store.take(generation) else { return one };
+        // That of its init: one that exited has reported, and one that was killed took the rest with it.
+        if let (Some(Status::Signalled(signal)), Some(evidence)) = (exit_info(&pidfd), &mut one.evidence) {
+            one.fate = Fate::Ended(Ended::Signalled(signal));
+            evidence.status = Some(super::exit::cause_of(Ended::Signalled(signal)));
+            evidence.note = Some(ENDED_ALONE.to_owned());
+        }
+        self.forget_pidfd(generation);
+        one
+    }
+
     fn take_over(&mut self, worker: WorkerId, found: Found, phase: engine::Phase) {
         let Some(pool) = self.pools.get(&worker.pool) else { return };
         let Found { cgroup, init, birth } = found;
@@ -328,6 +348,9 @@ impl Daemon {
                 self.logs.insert(worker, log);
             }
             Err(error) => tracing::warn!(target: "worker", worker = %name, "{}", chain(&error)),
+        }
+        if self.handover.is_some() {
+            self.fd_store.assume(generation);
         }
         let runs = init.main.is_some();
         let mut live = Live::new(

@@ -294,6 +294,7 @@ impl Daemon {
                 live.process = Some(Watched { fd: pidfd, token });
                 self.live.insert(worker, live);
                 self.watch_limits(worker);
+                self.store_pidfd(worker);
                 Ok(())
             }
             (watched, exit) => {

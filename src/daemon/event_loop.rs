@@ -40,6 +40,7 @@ impl Daemon {
             self.flush_clients();
             self.confirm_handover();
             self.go_on_with_upgrade();
+            self.beat();
         }
         Ok(())
     }
@@ -107,7 +108,8 @@ impl Daemon {
                         self.on_exit(worker);
                     }
                 }
-                Timer::Watchdog => self.feed_watchdog(),
+                Timer::Watchdog => self.watchdog.due = true,
+                Timer::FdStore => self.send_pidfds_again(),
                 Timer::Notify => {
                     self.manager.say_again();
                     self.catch_up_with_manager();

@@ -73,6 +73,7 @@ impl Daemon {
         if was_running {
             self.inputs.push(Input::Exited(worker, generation, ended));
         }
+        self.forget_pidfd(generation);
         self.empty(worker, generation);
     }
 

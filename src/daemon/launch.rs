@@ -11,12 +11,14 @@ use rustix::event::Timespec;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::control::Control;
+use super::control::{Control, Origin};
 use super::events::EventLog;
+use super::fd_store::FdStore;
 use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
 use super::own_files::OwnFiles;
+use super::passed::Passed;
 use super::probe::Probes;
 use super::ready_file::ReadyFiles;
 use super::recover::{Recovery, end_leftovers};
@@ -26,6 +28,7 @@ use super::sources::Sources;
 use super::state::{Daemon, Shared};
 use super::timers::{Timer, Timers};
 use super::upgrade::Handover;
+use super::watchdog::Watchdog;
 use super::{Error, RunOptions, clock};
 use crate::engine::{Engine, Input, State, Target};
 use crate::host::adopt::own_pidfd;
@@ -50,19 +53,30 @@ pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> 
     }
     let started = |operation| move |source| Error::Start { operation, source };
     let mut handover = options.handover.take();
-    close_inherited(handover.iter().flat_map(Handover::numbers)).map_err(started("close inherited descriptors"))?;
+    let environment = environment();
+    raise_descriptor_limit();
+    let passed = match &handover {
+        None => Passed::take(&environment, std::process::id()),
+        // What was passed to this process has been taken by the program that it was before.
+        Some(handover) => {
+            close_inherited(handover.numbers()).map(|()| Passed::before(&environment, std::process::id()))
+        }
+    };
+    let passed = passed.map_err(started("take the descriptors that were passed"))?;
     set_undumpable().map_err(started("keep this process's memory to itself"))?;
     forbid_core();
     rustix::process::umask(Mode::from_raw_mode(0o077));
-    raise_descriptor_limit();
     keep_killer_away();
     let log = LogHandle::install(&config.daemon.log_level, config.daemon.log_format)?;
+    for name in &passed.strangers {
+        tracing::warn!(target: "control", "closed what the service manager passed as {name:?}: it is nothing of ours");
+    }
     // What a worker is given is put in places from 0 on before its exec; nothing of the daemon may be in the way.
     let low = occupy_low_descriptors().map_err(started("open /dev/null"))?;
     let stacks = slotted_stacks(&low).map_err(started("reserve descriptors"))?;
     let dirs = Directories::make(&config.daemon, handover.as_mut().and_then(|handed| handed.locks.take()))?;
     let mut poll = mio::Poll::new().map_err(started("make the event queue"))?;
-    let cgroups = CgroupRoot::prepare(Location::discover(&config.daemon.instance)?)?;
+    let cgroups = CgroupRoot::prepare(Location::discover(&config.daemon.instance, config.daemon.cgroup.as_deref())?)?;
     let handed_lock = handover.as_mut().and_then(|handed| handed.cgroup_lock.take());
     let Some(cgroup_lock) = handed_lock.map_or_else(|| cgroups.lock(), |lock| Ok(Some(lock)))? else {
         return Err(Error::SameInstance { instance: config.daemon.instance.to_string() });
@@ -70,7 +84,9 @@ pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> 
     if let Some(handover) = handover.as_ref().filter(|handover| handover.is_trial()) {
         return try_to_follow(&config, &dirs, &cgroups, handover);
     }
-    let (mut daemon, old_config) = match assemble(config, options, (log, handover), &cgroups, dirs, stacks, &poll) {
+    let sources = Sources::new(poll.registry().try_clone().map_err(started("share the event queue"))?);
+    let given = Given { environment, passed, handover, log, dirs, stacks, sources };
+    let (mut daemon, old_config) = match assemble(config, options, given, &cgroups) {
         Ok(assembled) => assembled,
         Err(error) => {
             give_up(cgroups);
@@ -104,11 +120,10 @@ fn give_up(cgroups: CgroupRoot) {
 impl Daemon {
     fn begin(&mut self, old_config: Option<&str>) {
         self.state = DaemonState::Running;
+        self.forget_untaken_pidfds();
         self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
         self.catch_up_with_manager();
-        if let Some(interval) = self.manager.watchdog_interval() {
-            self.timers.set(clock::after(self.now, interval), Timer::Watchdog);
-        }
+        self.set_watchdog();
         tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
@@ -120,14 +135,6 @@ impl Daemon {
     pub(super) fn catch_up_with_manager(&mut self) {
         if self.manager.wants_call() {
             self.timers.set(clock::after(self.now, NOTIFY_PAUSE), Timer::Notify);
-        }
-    }
-
-    /// Tells the service manager that the loop turns.
-    pub(super) fn feed_watchdog(&mut self) {
-        self.manager.watchdog();
-        if let Some(interval) = self.manager.watchdog_interval() {
-            self.timers.set(clock::after(self.now, interval), Timer::Watchdog);
         }
     }
 
@@ -325,6 +332,17 @@ fn holder(lock: &OwnedFd) -> Option<u32> {
     std::str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()
 }
 
+/// What a daemon is made of, beside its configuration.
+struct Given {
+    environment: BTreeMap<String, String>,
+    passed: Passed,
+    handover: Option<Handover>,
+    log: LogHandle,
+    dirs: Directories,
+    stacks: Vec<Stack>,
+    sources: Sources,
+}
+
 /// Takes over the connections of the program before this one; place and number of the one that waits for the upgrade.
 fn greet_again(
     control: &mut Control,
@@ -367,24 +385,27 @@ fn shared(
     })
 }
 
+/// Listens to signals, and lets through those that were held back while this process became another program.
+fn signals(sources: &mut Sources, held_back: bool) -> Result<Signals, Error> {
+    let started = |operation| move |source| Error::Start { operation, source };
+    let signals = Signals::listen(sources).map_err(started("listen to signals"))?;
+    if held_back {
+        unblock_signals().map_err(started("let signals through"))?;
+    }
+    Ok(signals)
+}
+
 fn assemble(
     config: Config,
     options: RunOptions,
-    (log, mut handover): (LogHandle, Option<Handover>),
+    given: Given,
     cgroups: &CgroupRoot,
-    dirs: Directories,
-    stacks: Vec<Stack>,
-    poll: &mio::Poll,
 ) -> Result<(Daemon, Option<String>), Error> {
+    let Given { environment, mut passed, mut handover, log, dirs, stacks, mut sources } = given;
     let mut past = Recovery::begin(&config, &dirs, cgroups)?;
-    let started = |operation| move |source| Error::Start { operation, source };
-    let mut sources = Sources::new(poll.registry().try_clone().map_err(started("share the event queue"))?);
-    let signals = Signals::listen(&mut sources).map_err(started("listen to signals"))?;
-    if handover.is_some() {
-        unblock_signals().map_err(started("let signals through"))?;
-    }
-    let handed_listener = handover.as_mut().and_then(|handed| handed.listener.take());
-    let mut control = Control::bind(&config.daemon, handed_listener, &mut sources)?;
+    let signals = signals(&mut sources, handover.is_some())?;
+    let origin = Origin::of(&mut passed, handover.as_mut());
+    let mut control = Control::open(&config.daemon, origin, &mut sources)?;
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
     let read = |path| std::fs::read_to_string(path).ok();
     let handed_text = handover.as_ref().and_then(Handover::config).map(str::to_owned);
@@ -394,13 +415,14 @@ fn assemble(
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
     let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
+    let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
     let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
     let shared = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
         spec: config.daemon,
         config_path: options.config_path.clone(),
         options,
-        engine: Engine::with_last_generation(now.0, found.generation),
+        engine: Engine::with_last_generation(now.0, found.generation.max(fd_store.last())),
         now,
         started: now,
         started_wall,
@@ -433,7 +455,9 @@ fn assemble(
         log,
         config_text,
         signals,
-        manager: Manager::from_environment(&environment()),
+        manager: Manager::from_environment(&environment),
+        fd_store,
+        watchdog: Watchdog::default(),
         holder_search: None,
         reaps: std::process::id() == 1,
         cgroup_lock: None,

@@ -5,11 +5,15 @@
 //! `NOTIFY_SOCKET` everything here does nothing.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
 
 use super::log::best_effort;
 
@@ -106,7 +110,33 @@ impl Manager {
         }
     }
 
-    fn send(&self, message: &str) -> Result<(), Errno> {
+    /// Whether there is a manager to talk to.
+    pub(super) const fn is_there(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Says something about a descriptor, and passes it.
+    ///
+    /// # Errors
+    /// EAGAIN: the queue is full; else nobody listens.
+    pub(super) fn send_with(&self, message: &str, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let Some((socket, address)) = &self.socket else { return Ok(()) };
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(Errno::NOBUFS);
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let text = [IoSlice::new(message.as_bytes())];
+        rustix::io::retry_on_intr(|| rustix::net::sendmsg_addr(socket, address, &text, &mut control, flags)).map(drop)
+    }
+
+    /// Says something that needs no answer.
+    ///
+    /// # Errors
+    /// EAGAIN: the queue is full; else nobody listens.
+    pub(super) fn send(&self, message: &str) -> Result<(), Errno> {
         let Some((socket, address)) = &self.socket else { return Ok(()) };
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         rustix::io::retry_on_intr(|| rustix::net::sendto(socket, message.as_bytes(), flags, address)).map(drop)

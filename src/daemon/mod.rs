@@ -14,6 +14,8 @@ mod environment;
 mod event_loop;
 mod events;
 mod exit;
+mod fd_store;
+mod hold;
 mod launch;
 mod limit_watch;
 mod live;
@@ -21,6 +23,7 @@ mod log;
 mod log_sink;
 mod manager;
 mod own_files;
+mod passed;
 mod perform;
 mod persist;
 mod pool;
@@ -35,6 +38,7 @@ mod sources;
 mod state;
 mod timers;
 mod upgrade;
+mod watchdog;
 
 use std::io;
 use std::path::PathBuf;
@@ -179,6 +183,15 @@ pub fn run(config: Config, options: RunOptions) -> Result<(), Error> {
         Handover::fall_back(&birth::chain(error));
     }
     ran
+}
+
+/// Holds the cgroup that systemd delegated to this process's unit for the workers of daemons in another unit, until it is
+/// killed.
+///
+/// # Errors
+/// [`Error::Cgroup`]: it was not delegated, or cannot be prepared.
+pub fn hold_cgroup() -> Result<(), Error> {
+    hold::hold()
 }
 
 /// What the host has of what halsup needs.

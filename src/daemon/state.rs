@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::RunOptions;
 use super::control::Control;
 use super::events::EventLog;
+use super::fd_store::FdStore;
 use super::limit_watch::LimitWatch;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
@@ -24,6 +25,7 @@ use super::signals::Signals;
 use super::sources::Sources;
 use super::timers::Timers;
 use super::upgrade::{Handover, Upgrade};
+use super::watchdog::Watchdog;
 use crate::engine::{Engine, Input, Time};
 use crate::host::cgroup::CgroupRoot;
 use crate::host::identity::IdPool;
@@ -146,6 +148,9 @@ pub(super) struct Daemon {
     pub(super) signals: Signals,
     /// The service manager that started the daemon, if one did.
     pub(super) manager: Manager,
+    /// What it keeps for the next daemon.
+    pub(super) fd_store: FdStore,
+    pub(super) watchdog: Watchdog,
     /// When the holder of a port was last searched for.
     pub(super) holder_search: Option<Time>,
     /// Whether orphans are given to this process.

@@ -32,6 +32,8 @@ pub(super) enum Timer {
     WriteState,
     /// Ask once more how a worker ended that is not this daemon's child.
     LookAtExit(WorkerId, Generation),
+    /// Send it the descriptors that it did not take.
+    FdStore,
     /// Accept connections again after descriptors ran out.
     ResumeAccept,
 }

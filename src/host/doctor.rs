@@ -101,12 +101,12 @@ fn newer_kernels() -> impl Iterator<Item = Probe> {
 
 fn cgroups(instance: &InstanceName) -> Vec<Probe> {
     let fix = "mount cgroup2, or boot with systemd.unified_cgroup_hierarchy=1";
-    let location = match Location::discover(instance) {
+    let location = match Location::discover(instance, None) {
         Ok(location) => location,
         Err(error) => return vec![Probe::new("cgroup v2", Weight::Needed, false, error.to_string(), fix)],
     };
     let whose = match location.delegation {
-        Delegation::Delegated => "delegated by systemd",
+        Delegation::Delegated | Delegation::Named => "delegated by systemd",
         Delegation::NamespaceRoot => "below the root of a cgroup namespace",
         Delegation::HierarchyRoot => "below the root of the hierarchy",
     };

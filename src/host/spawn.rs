@@ -77,6 +77,15 @@ pub fn begin(plan: Plan, cgroup: Option<BorrowedFd<'_>>, stack: Option<Stack>) -
     Ok(Child { pidfd, pid, birth })
 }
 
+/// Closes every descriptor but the standard ones and the first `passed` after them, which it gives with their numbers: whoever
+/// started the daemon may have left some open. To be called once, before anything is opened.
+///
+/// # Errors
+/// EMFILE.
+pub fn take_inherited(passed: usize) -> io::Result<Vec<(i32, OwnedFd)>> {
+    process::take_inherited(passed)
+}
+
 /// Closes every descriptor but the standard ones and those in `kept`: whoever started the daemon may have left some open.
 ///
 /// # Errors

@@ -25,6 +25,9 @@ pub struct DaemonSpec {
     pub runtime_dir: PathBuf,
     /// State and logs; default `/var/lib/halsup`, for another instance `/var/lib/halsup-NAME`.
     pub state_dir: PathBuf,
+    /// The delegated cgroup that workers' cgroups are made in: absolute in the hierarchy, or beside the daemon's own cgroup.
+    /// Default: where the daemon finds itself.
+    pub cgroup: Option<PathBuf>,
     /// What a limit that cannot be enforced means.
     pub limits: LimitsMode,
     /// Filter for the daemon's log, such as `info` or `info,heartbeat=debug`.

@@ -1,8 +1,9 @@
 //! Processes by pidfd: waiting and signalling, with what the safe wrappers leave out.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use super::plan::LOW_END;
 use super::raw;
 
 /// How a process ended and what it used, from waitid(2).
@@ -140,6 +141,37 @@ pub fn exit_info(pidfd: &OwnedFd) -> Option<Status> {
     }
     let signal = info.exit_code & 0x7f;
     Some(if signal == 0 { Status::Exited((info.exit_code >> 8) & 0xff) } else { Status::Signalled(signal) })
+}
+
+/// Closes what this process was born with from 3 on, but for the first `passed`, which it gives, close-on-exec and out of the
+/// way of the low numbers that workers' descriptors are put in, with the number that each had. To be called once, before
+/// anything is opened.
+///
+/// # Errors
+/// EMFILE where the numbers above are not allowed.
+pub fn take_inherited(passed: usize) -> io::Result<Vec<(i32, OwnedFd)>> {
+    const FIRST: usize = 3;
+    let failed = |errno: raw::Errno| io::Error::from_raw_os_error(errno.0);
+    raw::close_range(FIRST.saturating_add(passed), usize::MAX >> 32, 0).map_err(failed)?;
+    let least = i32::try_from(LOW_END).map_err(io::Error::other)?;
+    let mut taken = Vec::new();
+    for number in (FIRST..).take(passed) {
+        let number = i32::try_from(number).map_err(io::Error::other)?;
+        // SAFETY: F_DUPFD_CLOEXEC takes and gives numbers only.
+        let moved = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, least) };
+        let refused = io::Error::last_os_error();
+        if moved < 0 && refused.raw_os_error() == Some(libc::EBADF) {
+            continue;
+        }
+        // SAFETY: the call did not find it closed, and what a process is born with nobody owns but who takes it here.
+        drop(unsafe { OwnedFd::from_raw_fd(number) });
+        if moved < 0 {
+            return Err(refused);
+        }
+        // SAFETY: the call succeeded, so the number is open and nobody else owns it.
+        taken.push((number, unsafe { OwnedFd::from_raw_fd(moved) }));
+    }
+    Ok(taken)
 }
 
 /// Keeps other processes from reading this one's memory and from getting a core of it; children made with `CLONE_VM`

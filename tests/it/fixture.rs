@@ -172,12 +172,18 @@ impl Daemon {
     /// Starts the daemon anew with the same configuration, after it has ended; how it had ended.
     #[track_caller]
     pub(crate) fn start_again(&mut self) -> ExitStatus {
+        self.start_again_under(&[])
+    }
+
+    /// The same behind the words of `wrapper`.
+    #[track_caller]
+    pub(crate) fn start_again_under(&mut self, wrapper: &[&str]) -> ExitStatus {
         assert!(ended_within(self.pidfd.as_fd(), LIFE_DEADLINE), "the daemon still runs");
         let ended = self.child.wait().expect("reap the daemon");
         self.events = None;
         fs::remove_file(self.path("notify")).expect("remove the notify socket");
         let notify;
-        (self.child, self.pidfd, notify) = begin(&self.place, &[]);
+        (self.child, self.pidfd, notify) = begin(&self.place, wrapper);
         self.await_ready(&notify).unwrap_or_else(|refusal| panic!("{refusal}"));
         self.events = Some(Following::start(&self.place, &FOLLOW));
         ended

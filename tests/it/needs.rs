@@ -8,8 +8,11 @@
 use std::fmt;
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// What a guest of `tests/vm` runs, where it is unpacked.
+const GUEST_JOB: &str = "/vm/job";
 
 /// Something that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +37,10 @@ pub(crate) enum Need<'a> {
     VarlinkPython,
     /// This many open files for one process.
     Descriptors(u64),
+    /// A guest of `tests/vm` whose PID 1 is systemd. No other machine: the tests that need it install units.
+    Systemd,
+    /// Such a guest with this version or a newer one.
+    SystemdSince(u32),
 }
 
 impl fmt::Display for Need<'_> {
@@ -49,6 +56,8 @@ impl fmt::Display for Need<'_> {
             Self::Python3 => f.write_str("python3"),
             Self::VarlinkPython => f.write_str("varlink-python"),
             Self::Descriptors(count) => write!(f, "descriptors:{count}"),
+            Self::Systemd => f.write_str("systemd"),
+            Self::SystemdSince(version) => write!(f, "systemd:{version}"),
         }
     }
 }
@@ -63,6 +72,8 @@ impl<'a> Need<'a> {
             "busybox" => Self::Busybox,
             "python3" => Self::Python3,
             "varlink-python" => Self::VarlinkPython,
+            "systemd" => Self::Systemd,
+            _ if word.starts_with("systemd:") => Self::SystemdSince(word.split_once(':')?.1.parse().ok()?),
             _ if word.starts_with("descriptors:") => Self::Descriptors(word.split_once(':')?.1.parse().ok()?),
             _ if word.starts_with("lacks:") => {
                 Self::Lacks(word.strip_prefix("lacks:").filter(|name| !name.is_empty())?)
@@ -90,6 +101,11 @@ impl<'a> Need<'a> {
             Self::Busybox => busybox().is_some(),
             Self::Python3 => succeeds("python3", &["-c", "import http.server"]),
             Self::VarlinkPython => varlink_python().is_some_and(|python| succeeds(&python, &["-c", "import varlink"])),
+            Self::Systemd => {
+                let first = fs::read_to_string("/proc/1/comm");
+                first.is_ok_and(|name| name.trim_end() == "systemd") && Path::new(GUEST_JOB).exists()
+            }
+            Self::SystemdSince(version) => Self::Systemd.met() && systemd_version().is_some_and(|here| here >= version),
             Self::Descriptors(count) => {
                 let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
                 limit.maximum.is_none_or(|maximum| maximum >= count)
@@ -111,6 +127,11 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+fn systemd_version() -> Option<u32> {
+    let printed = Command::new("systemctl").arg("--version").output().ok()?;
+    String::from_utf8(printed.stdout).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Where busybox is.
@@ -178,6 +199,8 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Python3,
         Need::VarlinkPython,
         Need::Descriptors(12_000),
+        Need::Systemd,
+        Need::SystemdSince(253),
     ];
     let list = needs.map(|need| need.to_string());
     assert_eq!(parse_list(&list.join(",")), Ok(needs.to_vec()));

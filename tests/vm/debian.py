@@ -38,10 +38,14 @@ FROM_BACKPORTS = {"bookworm": ["qemu-system-x86"]}
 
 # The root file systems that a guest can have, each with an init in `machine.INITS`. A guest with Docker is another entry.
 MINI = ["busybox-static", "kmod", "mount", "python3"]
+SYSTEMD = [*MINI, "dbus", "systemd", "systemd-sysv"]
 ROOTS = {
     "mini": MINI,
-    "systemd": [*MINI, "dbus", "systemd", "systemd-sysv"],
+    "systemd": SYSTEMD,
+    "trixie": SYSTEMD,
 }
+# Root file systems from another release than this machine's.
+SUITES = {"trixie": "trixie"}
 # Loaded by the initrd, before the root disk can be seen.
 MODULES_FOR_ROOT = ["virtio_pci", "virtio_blk", "ext4"]
 
@@ -278,18 +282,22 @@ def make_disk(tree, image, mebibytes):
 def root(kind):
     """The disk image of the root file system `kind`."""
     files = sorted(os.path.join(GUEST, name) for name in os.listdir(GUEST))
-    with made_once(f"root-{kind}", [codename(), *ROOTS[kind], *text_of(*files, __file__)]) as (path, work):
+    with made_once(f"root-{kind}", [suite_of(kind), *ROOTS[kind], *text_of(*files, __file__)]) as (path, work):
         if work is not None:
-            say(f"building the root file system {kind!r} from Debian {codename()}")
+            say(f"building the root file system {kind!r} from Debian {suite_of(kind)}")
             build_root(kind, work)
     return os.path.join(path, "disk.img")
+
+
+def suite_of(kind):
+    return SUITES.get(kind, codename())
 
 
 def build_root(kind, work):
     if os.geteuid() != 0:
         raise LaneError("not root, cannot build a root file system")
     tree = os.path.join(work, "tree")
-    suite = codename()
+    suite = suite_of(kind)
     sources = "\n".join(f"deb [signed-by={KEYRING}] {line}" for line in
                         (f"{mirror()} {suite} main", f"{mirror()}-security {suite}-security main"))
     # Without /dev, /proc and /sys, which these packages can be installed without: nothing is mounted on this machine.

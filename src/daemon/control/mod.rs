@@ -15,28 +15,30 @@ mod orders;
 mod output;
 mod pieces;
 mod roles;
+mod socket;
 mod usage;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fs::{Permissions, remove_file, rename, set_permissions};
+use std::fs::remove_file;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mio::Interest;
-use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, send, socket_with};
+use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
 use self::client::{Client, Task};
 use self::follow::FollowedLines;
 use self::orders::Orders;
 use self::roles::Principal;
+pub(super) use self::socket::Origin;
+use self::socket::{bind, check, mode, watch};
 use super::clock;
 use super::live::Watched;
 use super::log::best_effort;
@@ -81,6 +83,16 @@ pub enum ControlError {
         /// The kernel's reason.
         source: Errno,
     },
+    /// What the service manager passed as its listener is something else.
+    #[error(
+        "take the control socket that the service manager passed: expected a listening unix stream socket at {path}, found {found}"
+    )]
+    Passed {
+        /// Where it has to be.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+    },
     /// A step was refused.
     #[error("{step} control socket {path}")]
     Step {
@@ -96,11 +108,15 @@ pub enum ControlError {
 /// The control socket and its clients.
 #[derive(Debug)]
 pub(super) struct Control {
-    listener: Option<Watched>,
+    pub(super) listener: Option<Watched>,
     path: PathBuf,
+    /// The service manager's, who holds it while no daemon runs and removes it.
+    passed: bool,
     own_uid: u32,
     /// Nothing is accepted until a timer says so.
-    paused: bool,
+    pub(super) paused: bool,
+    /// How many connections were accepted.
+    pub(super) accepted: u64,
     /// By place, which is the lowest that was free.
     clients: BTreeMap<u32, Client>,
     next_number: u64,
@@ -112,32 +128,24 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Makes `control.sock` in the runtime directory, replacing one that a daemon before has left: the caller holds the
-    /// lock of the state directory. Whoever finds the socket can connect: it gets its name last.
+    /// Takes the listener that a service manager passed, or makes one: `control.sock` in the runtime directory.
     ///
     /// # Errors
     /// [`ControlError`] names the step that was refused.
-    ///
-    /// `handed` is one that the program before this one has left open, which needs nothing but to be listened to.
-    pub(super) fn bind(
-        spec: &DaemonSpec,
-        handed: Option<OwnedFd>,
-        sources: &mut Sources,
-    ) -> Result<Self, ControlError> {
+    pub(super) fn open(spec: &DaemonSpec, origin: Origin, sources: &mut Sources) -> Result<Self, ControlError> {
         let path = spec.runtime_dir.join(SOCKET_NAME);
-        let listener = match handed {
-            Some(fd) => {
-                let failed = |source| ControlError::Step { step: "watch", path: path.clone(), source };
-                let token = sources.add(fd.as_fd(), Source::Listener, Interest::READABLE).map_err(failed)?;
-                Watched { fd, token }
-            }
-            None => Self::make_listener(spec, &path, sources)?,
+        let (socket, passed) = match origin {
+            Origin::Nobody => (bind(spec, &path)?, false),
+            Origin::Manager(socket) => (check(socket, &path, mode(spec))?, true),
+            Origin::Before { socket, passed } => (socket, passed),
         };
         Ok(Self {
-            listener: Some(listener),
+            listener: Some(watch(socket, &path, sources)?),
             path,
+            passed,
             own_uid: rustix::process::geteuid().as_raw(),
             paused: false,
+            accepted: 0,
             clients: BTreeMap::new(),
             next_number: 0,
             orders: Orders::default(),
@@ -145,31 +153,6 @@ impl Control {
             complained: None,
             unsaid: 0,
         })
-    }
-
-    fn make_listener(spec: &DaemonSpec, path: &Path, sources: &mut Sources) -> Result<Watched, ControlError> {
-        let new = spec.runtime_dir.join(SOCKET_NAME_NEW);
-        let failed = |step, source: io::Error| ControlError::Step { step, path: path.to_owned(), source };
-        let address =
-            SocketAddrUnix::new(&new).map_err(|source| ControlError::Address { path: path.to_owned(), source })?;
-        match remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("clear the way for", error)),
-            Ok(()) | Err(_) => {}
-        }
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-            .map_err(|errno| failed("open", errno.into()))?;
-        // The file takes this mode when it is bound, so there is no moment at which it is open to more.
-        fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("set mode of", errno.into()))?;
-        rustix::net::bind(&socket, &address).map_err(|errno| failed("bind", errno.into()))?;
-        let mode = if spec.roles.is_empty() { 0o600 } else { 0o666 };
-        set_permissions(&new, Permissions::from_mode(mode)).map_err(|error| failed("set mode of", error))?;
-        rustix::net::listen(&socket, BACKLOG).map_err(|errno| failed("listen on", errno.into()))?;
-        rename(&new, path).map_err(|error| failed("name", error))?;
-        let token = sources
-            .add(socket.as_fd(), Source::Listener, Interest::READABLE)
-            .map_err(|error| failed("watch", error))?;
-        Ok(Watched { fd: socket, token })
     }
 
     /// The listening socket.
@@ -278,8 +261,11 @@ impl Daemon {
             return;
         }
         tracing::warn!(target: "control", "the control socket was removed by somebody else: it is made anew");
-        match Control::make_listener(&self.spec, &self.control.path, &mut self.sources) {
+        let made = bind(&self.spec, &self.control.path)
+            .and_then(|socket| watch(socket, &self.control.path, &mut self.sources));
+        match made {
             Ok(listener) => {
+                self.control.passed = false;
                 if let Some(old) = self.control.listener.replace(listener) {
                     old.close(&mut self.sources);
                 }
@@ -293,7 +279,10 @@ impl Daemon {
         for _ in 0..ACCEPTS_MAX {
             let Some(listener) = self.control.listener.as_ref().filter(|_| !self.control.paused) else { return };
             match accept_with(&listener.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => self.welcome(socket),
+                Ok(socket) => {
+                    self.control.accepted = self.control.accepted.wrapping_add(1);
+                    self.welcome(socket);
+                }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => {
@@ -386,10 +375,12 @@ impl Daemon {
         self.forget_followed_lines();
     }
 
-    /// Ends all connections, with what can be written at once, and removes the socket.
+    /// Ends all connections, with what can be written at once, and removes the socket, unless it is a service manager's.
     pub(super) fn close_control(&mut self) {
         if let Some(listener) = self.control.listener.take() {
-            best_effort(remove_file(&self.control.path), "a socket without a daemon refuses, as none would");
+            if !self.control.passed {
+                best_effort(remove_file(&self.control.path), "a socket without a daemon refuses, as none would");
+            }
             listener.close(&mut self.sources);
         }
         for (_, mut client) in std::mem::take(&mut self.control.clients) {

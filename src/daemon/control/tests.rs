@@ -1,5 +1,6 @@
 //! One connection over a socket pair, with a clock of the test's: what it says, waits for, and may not do.
 
+use std::fs::{Permissions, set_permissions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
@@ -199,9 +200,11 @@ fn an_answer_beyond_the_protocol_is_refused_instead() {
 fn control() -> Control {
     Control {
         listener: None,
+        passed: false,
         path: PathBuf::new(),
         own_uid: 0,
         paused: false,
+        accepted: 0,
         clients: BTreeMap::new(),
         next_number: 0,
         orders: Orders::default(),
@@ -249,7 +252,7 @@ fn a_socket_replaces_one_that_was_left_and_has_its_mode_whatever_the_umask() {
     drop(std::os::unix::net::UnixListener::bind(directory.path().join(SOCKET_NAME_NEW)).unwrap());
     for (roles, mode) in [("", 0o600), ("[[daemon.roles]]\nuid = 1\nrole = 'observe'\n", 0o666)] {
         let config = crate::spec::parse_config(&text(roles), &BTreeMap::new()).unwrap();
-        let control = Control::bind(&config.daemon, None, &mut sources).unwrap();
+        let control = Control::open(&config.daemon, Origin::Nobody, &mut sources).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode);
         assert!(UnixStream::connect(&path).is_ok());
         let names: Vec<_> =
@@ -258,4 +261,40 @@ fn a_socket_replaces_one_that_was_left_and_has_its_mode_whatever_the_umask() {
         control.listener.unwrap().close(&mut sources);
         assert!(UnixStream::connect(&path).is_err(), "nobody holds it any more");
     }
+}
+
+#[test]
+fn a_socket_that_is_passed_is_taken_if_it_is_what_it_has_to_be() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+    let directory = tempfile::tempdir().unwrap();
+    let poll = mio::Poll::new().unwrap();
+    let mut sources = Sources::new(poll.registry().try_clone().unwrap());
+    let text = format!("[daemon]\nruntime_dir = {:?}\n[pool.web]\ncommand = ['x']\n", directory.path());
+    let spec = crate::spec::parse_config(&text, &BTreeMap::new()).unwrap().daemon;
+    let (path, elsewhere) = (directory.path().join(SOCKET_NAME), directory.path().join("else"));
+    let refused = |socket: OwnedFd, sources: &mut Sources| match Control::open(&spec, Origin::Manager(socket), sources)
+    {
+        Err(ControlError::Passed { found, .. }) => found,
+        other => panic!("{other:?}"),
+    };
+    let null = std::fs::File::open("/dev/null").unwrap();
+    assert_eq!(refused(null.into(), &mut sources), Errno::NOTSOCK.to_string());
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    assert_eq!(refused(tcp.into(), &mut sources), "a socket of another kind");
+    let datagram = UnixDatagram::bind(directory.path().join("datagram")).unwrap();
+    assert_eq!(refused(datagram.into(), &mut sources), "a socket of another kind");
+    assert_eq!(refused(UnixStream::pair().unwrap().0.into(), &mut sources), "one that does not listen");
+    let other = UnixListener::bind(&elsewhere).unwrap();
+    assert_eq!(refused(other.into(), &mut sources), elsewhere.display().to_string());
+
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut client = UnixStream::connect(&path).unwrap();
+    set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
+    let control = Control::open(&spec, Origin::Manager(listener.try_clone().unwrap().into()), &mut sources).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600, "as the roles have it");
+    let ours = &control.listener.as_ref().unwrap().fd;
+    assert!(accept_with(ours, SocketFlags::CLOEXEC).is_ok(), "who came before is in the backlog");
+    assert_eq!(accept_with(ours, SocketFlags::CLOEXEC).unwrap_err(), Errno::AGAIN, "it never blocks");
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
 }

@@ -28,7 +28,8 @@ pub struct CgroupRoot {
 }
 
 impl CgroupRoot {
-    /// Creates the base, moves the daemon into `<base>/supervisor` and enables controllers down to the pools' level.
+    /// Creates the base, moves the daemon into `<base>/supervisor`, unless it lives in another unit, and enables controllers
+    /// down to the pools' level.
     ///
     /// A controller that cannot be had is no error here: [`Self::controllers`] says which and why.
     ///
@@ -37,25 +38,16 @@ impl CgroupRoot {
     pub fn prepare(location: Location) -> Result<Self, CgroupError> {
         let chain = open_chain(&location)?;
         let base = chain.last().map_or(location.mount.as_fd(), |level| level.fd.as_fd());
-        let leaf = ensure_dir(base, SUPERVISOR)
-            .map_err(|source| CgroupError::Create { name: SUPERVISOR.to_owned(), source })?;
-        if location.own != location.base.join(SUPERVISOR) {
-            write_attribute(leaf.as_fd(), "cgroup.procs", "0").map_err(|source| CgroupError::Write {
-                name: SUPERVISOR.to_owned(),
-                file: "cgroup.procs",
-                value: "0".to_owned(),
-                source,
-            })?;
+        if location.delegation != Delegation::Named {
+            let leaf = enter_leaf(&location, base)?;
+            if location.delegation == Delegation::NamespaceRoot {
+                evacuate(location.mount.as_fd(), leaf.as_fd())?;
+            }
         }
-        let top = match location.delegation {
-            Delegation::Delegated => base,
-            Delegation::NamespaceRoot | Delegation::HierarchyRoot => location.mount.as_fd(),
-        };
-        if location.delegation == Delegation::NamespaceRoot {
-            evacuate(top, leaf.as_fd())?;
-        }
+        let given = location.delegation.is_given();
+        let top = if given { base } else { location.mount.as_fd() };
         let mut controllers = available(&location, top)?;
-        if location.delegation != Delegation::Delegated {
+        if !given {
             enable(top, "the root", &mut controllers)?;
         }
         for level in &chain {
@@ -143,12 +135,24 @@ impl Location {
     /// # Errors
     /// When a `cgroup.controllers` cannot be read.
     pub fn controllers(&self) -> Result<Controllers, CgroupError> {
-        let top = match self.delegation {
-            Delegation::Delegated => self.base.as_path(),
-            Delegation::NamespaceRoot | Delegation::HierarchyRoot => Path::new(""),
-        };
+        let top = if self.delegation.is_given() { self.base.as_path() } else { Path::new("") };
         available(self, open_beneath(self, top)?.as_fd())
     }
+}
+
+/// Makes the daemon's own leaf and moves it there.
+fn enter_leaf(location: &Location, base: BorrowedFd<'_>) -> Result<OwnedFd, CgroupError> {
+    let leaf =
+        ensure_dir(base, SUPERVISOR).map_err(|source| CgroupError::Create { name: SUPERVISOR.to_owned(), source })?;
+    if location.own != location.base.join(SUPERVISOR) {
+        write_attribute(leaf.as_fd(), "cgroup.procs", "0").map_err(|source| CgroupError::Write {
+            name: SUPERVISOR.to_owned(),
+            file: "cgroup.procs",
+            value: "0".to_owned(),
+            source,
+        })?;
+    }
+    Ok(leaf)
 }
 
 /// One directory from the top of what we may touch down to the base.
@@ -158,7 +162,7 @@ struct Level {
 }
 
 fn open_chain(location: &Location) -> Result<Vec<Level>, CgroupError> {
-    if location.delegation == Delegation::Delegated {
+    if location.delegation.is_given() {
         let fd = open_beneath(location, &location.base)?;
         return Ok(vec![Level { name: location.base.display().to_string(), fd }]);
     }

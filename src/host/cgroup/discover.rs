@@ -31,8 +31,18 @@ pub enum Delegation {
     /// The root of a cgroup namespace, as in a privileged container: the base is `halsup/<instance>` below it, and what
     /// lives in that root is moved out of it.
     NamespaceRoot,
+    /// The base is a delegated cgroup that was named to us and that the daemon does not live in, as that of
+    /// `halsup-workers.service`.
+    Named,
     /// The base is `halsup/<instance>` below the root of the hierarchy.
     HierarchyRoot,
+}
+
+impl Delegation {
+    /// Whether somebody gave us the base: then what is above it is not ours to touch.
+    pub(super) const fn is_given(self) -> bool {
+        matches!(self, Self::Delegated | Self::Named)
+    }
 }
 
 /// Where the subtree is, or is to be.
@@ -62,17 +72,26 @@ struct Facts<'f> {
 }
 
 impl Location {
-    /// Finds the version 2 hierarchy and this process in it, and decides on the base.
+    /// Finds the version 2 hierarchy and this process in it, and decides on the base: `named`, if there is one, absolute
+    /// in the hierarchy or beside this process's cgroup.
     ///
     /// # Errors
-    /// Says whether nothing is mounted, or this process's cgroup is outside what is mounted.
-    pub fn discover(instance: &InstanceName) -> Result<Self, CgroupError> {
+    /// Says whether nothing is mounted, this process's cgroup is outside what is mounted, or `named` was not delegated.
+    pub fn discover(instance: &InstanceName, named: Option<&Path>) -> Result<Self, CgroupError> {
         let text = read_own()?;
         let own_name = own_path(&text).ok_or_else(|| CgroupError::OwnCgroup(io::ErrorKind::InvalidData.into()))?;
         let mounts = mountinfo::read()?;
         let (mount_point, own) = visible(&mounts, own_name)?;
         let mount = open_mount(&mount_point)?;
         let real_root = statat(&mount, "cgroup.type", AtFlags::empty()).is_err();
+        if let Some(named) = named {
+            let base = beside(&own, named);
+            if !is_delegated(mount.as_fd(), &base) {
+                return Err(CgroupError::NotDelegated { path: base.display().to_string() });
+            }
+            let delegation = if own.starts_with(&base) { Delegation::Delegated } else { Delegation::Named };
+            return Ok(Self { mount_point, base, delegation, own, real_root, on_v1: on_v1(&text), mount });
+        }
         let facts = Facts {
             own: &own,
             real_root,
@@ -104,6 +123,13 @@ fn decide(facts: &Facts<'_>, instance: &InstanceName) -> (Delegation, PathBuf) {
     // instances then never meet.
     let ours = facts.own.as_os_str().is_empty() || facts.own.starts_with(TOP);
     if !facts.real_root && ours { (Delegation::NamespaceRoot, base) } else { (Delegation::HierarchyRoot, base) }
+}
+
+/// Where the cgroup is that was named, below the mount point.
+fn beside(own: &Path, named: &Path) -> PathBuf {
+    named
+        .strip_prefix("/")
+        .map_or_else(|_relative| own.parent().unwrap_or(Path::new("")).join(named), Path::to_path_buf)
 }
 
 fn read_own() -> Result<String, CgroupError> {
@@ -204,6 +230,15 @@ mod tests {
             let found = decided(path, real_root, own_delegated, parent_delegated);
             assert_eq!(found, (delegation, base.to_owned()), "{path} {real_root} {own_delegated} {parent_delegated}");
         }
+    }
+
+    #[test]
+    fn a_cgroup_that_is_named_is_absolute_or_beside_our_own() {
+        let at = |own: &str, named: &str| beside(Path::new(own), Path::new(named)).display().to_string();
+        assert_eq!(at("a.slice/halsup.service", "w.service"), "a.slice/w.service");
+        assert_eq!(at("a.slice/halsup.service", "/b.slice/w.service"), "b.slice/w.service");
+        assert_eq!(at("halsup.service", "w.service"), "w.service");
+        assert_eq!(at("", "w.service"), "w.service");
     }
 
     #[test]

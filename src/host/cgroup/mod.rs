@@ -1,7 +1,8 @@
 //! Cgroups, version 2: where halsup's subtree is, one cgroup per pool, one leaf per worker with its limits.
 //!
 //! ```text
-//! <base>/supervisor                     the daemon itself: a cgroup with processes cannot have controlled children
+//! <base>/supervisor                     the daemon itself, or who holds the base for it: a cgroup with processes cannot
+//!                                       have controlled children
 //! <base>/pool.<name>/w-<slot>-<generation>   one worker, made before its first process
 //! ```
 //!
@@ -66,6 +67,12 @@ pub enum CgroupError {
     #[error("open {path}: not a cgroup2 file system")]
     NotCgroup2 {
         /// The mount point.
+        path: String,
+    },
+    /// The cgroup that was named for workers was not delegated.
+    #[error("use cgroup {path} for workers: there is no such cgroup, or systemd has not delegated it (Delegate=yes)")]
+    NotDelegated {
+        /// Where it was looked for, below the mount point.
         path: String,
     },
     /// A cgroup could not be created.

@@ -47,7 +47,7 @@ fn with_root(test: impl FnOnce(&CgroupRoot, &PoolCgroup)) {
     let _one_at_a_time = MOVING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let instance = InstanceName::parse(&format!("test-{}-{number}", std::process::id())).unwrap();
-    let location = Location::discover(&instance).unwrap();
+    let location = Location::discover(&instance, None).unwrap();
     let path = location.path();
     let _cleanup = Cleanup::of(&location);
     let root = CgroupRoot::prepare(location).unwrap();
@@ -193,7 +193,7 @@ fn a_cgroup_that_was_delegated_is_the_base() {
     }
     let _one_at_a_time = MOVING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let instance = InstanceName::default();
-    let before = Location::discover(&instance).unwrap();
+    let before = Location::discover(&instance, None).unwrap();
     let unit = before.mount_point.join(format!("halsup-test-unit-{}", std::process::id()));
     let back = before.mount_point.join(&before.own);
     let enter = |dir: &std::path::Path| std::fs::write(dir.join("cgroup.procs"), "0").unwrap();
@@ -202,7 +202,7 @@ fn a_cgroup_that_was_delegated_is_the_base() {
     rustix::fs::setxattr(&unit, "trusted.delegate", b"1", rustix::fs::XattrFlags::empty()).unwrap();
     enter(&unit);
     for born in ["as the unit starts it", "after a restart, born in its leaf"] {
-        let location = Location::discover(&instance).unwrap();
+        let location = Location::discover(&instance, None).unwrap();
         assert_eq!((location.delegation, location.path()), (Delegation::Delegated, unit.clone()), "{born}");
         let foreseen = location.controllers().unwrap();
         let root = CgroupRoot::prepare(location).unwrap();
@@ -220,6 +220,18 @@ fn a_cgroup_that_was_delegated_is_the_base() {
         assert_eq!(root.release().unwrap(), Removal::Busy, "whoever gave it removes it");
     }
     enter(&back);
+    // From another unit, as a daemon that is started anew while workers are there: named, and nobody is moved.
+    let name = std::path::Path::new("/").join(unit.strip_prefix(&before.mount_point).unwrap());
+    let location = Location::discover(&instance, Some(&name)).unwrap();
+    assert_eq!((location.delegation, location.path()), (Delegation::Named, unit.clone()));
+    let foreseen = location.controllers().unwrap();
+    let root = CgroupRoot::prepare(location).unwrap();
+    assert_eq!(root.controllers(), &foreseen);
+    assert_eq!(Location::discover(&instance, None).unwrap().own, before.own, "nobody has moved");
+    assert_eq!(root.release().unwrap(), Removal::Busy, "whoever gave it removes it");
+    rustix::fs::removexattr(&unit, "trusted.delegate").unwrap();
+    let refused = Location::discover(&instance, Some(&name)).unwrap_err();
+    assert!(matches!(refused, CgroupError::NotDelegated { .. }), "{refused:?}");
     std::fs::remove_dir(unit.join("supervisor")).unwrap();
     std::fs::remove_dir(&unit).expect("nothing is left in it");
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::error::{Fault, Faults, Place};
 use super::keys::{Bounds, Key, apply, walk};
 use super::node::Node;
-use super::paths::absolute;
+use super::paths::{PATH_BYTES_MAX, absolute};
 use crate::spec::account::ACCOUNT_ID_MAX;
 use crate::spec::{DaemonSpec, Grantee, InstanceName, LimitsMode, LogFormat, PoolName, Role, RoleGrant};
 
@@ -24,6 +24,7 @@ pub(super) struct DaemonDraft {
     instance: Option<InstanceName>,
     runtime_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
+    cgroup: Option<PathBuf>,
     limits: Option<LimitsMode>,
     log_level: Option<String>,
     log_format: Option<LogFormat>,
@@ -57,6 +58,7 @@ impl DaemonDraft {
         DaemonSpec {
             runtime_dir: self.runtime_dir.unwrap_or_else(|| directory("/run")),
             state_dir: self.state_dir.unwrap_or_else(|| directory("/var/lib")),
+            cgroup: self.cgroup,
             limits: self.limits.unwrap_or(LimitsMode::Auto),
             log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.unwrap_or(LogFormat::Text),
@@ -107,6 +109,19 @@ pub(super) const KEYS: &[Key<DaemonDraft>] = &[
         what: "State and logs. `/var/lib/halsup-NAME` for another instance.",
         set: |daemon, node| {
             daemon.state_dir = Some(absolute(node)?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "cgroup",
+        aliases: &[],
+        variable: "HALSUP_CGROUP",
+        kind: "path",
+        default: "",
+        bounds: Bounds::Length(PATH_BYTES_MAX),
+        what: "Delegated cgroup in which those of workers are made, such as `/system.slice/halsup-workers.service`; a name without a `/` in front is looked for beside the daemon's own cgroup. If it is left out, workers live where the daemon does: below its unit, its container's root, or `/halsup`.",
+        set: |daemon, node| {
+            daemon.cgroup = Some(cgroup(node)?);
             Ok(())
         },
     },
@@ -280,6 +295,19 @@ fn finish_role(draft: &RoleDraft, place: &Place) -> Result<RoleGrant, Fault> {
     };
     let role = draft.role.ok_or_else(|| place.fault("role is missing", "observe, operate or admin"))?;
     Ok(RoleGrant { grantee, role, pool: draft.pool.clone() })
+}
+
+/// Reads the path of a cgroup, which nothing leads out of.
+fn cgroup(node: &Node<'_>) -> Result<PathBuf, Fault> {
+    let text = node.text()?;
+    let path = text.strip_prefix('/').unwrap_or(text);
+    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+    if text.len() <= PATH_BYTES_MAX && path.split('/').all(plain) {
+        Ok(PathBuf::from(text))
+    } else {
+        Err(node
+            .fault("the path of a cgroup, such as /system.slice/halsup-workers.service, without empty parts, . and .."))
+    }
 }
 
 /// Reads a log filter without building it: levels, alone or behind the name of a category.

@@ -50,6 +50,7 @@ fn nothing_written_is_a_daemon_without_pools() {
         instance: crate::spec::InstanceName::default(),
         runtime_dir: "/run/halsup".into(),
         state_dir: "/var/lib/halsup".into(),
+        cgroup: None,
         limits: LimitsMode::Auto,
         log_level: "info".to_owned(),
         log_format: crate::spec::LogFormat::Text,
@@ -101,7 +102,7 @@ fn printed_defaults_are_true() {
         assert_eq!(pool(&text), beating, "{}", key.name);
         seen += 1;
     }
-    for key in daemon::KEYS {
+    for key in daemon::KEYS.iter().filter(|key| !key.default.is_empty()) {
         assert_eq!(parse(&format!("[daemon]\n{} = {}", key.name, key.default)), parse(""), "{}", key.name);
         seen += 1;
     }

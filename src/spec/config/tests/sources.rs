@@ -7,6 +7,7 @@ fn variables_of_the_daemon_override_the_file() {
     let environment = variables(&[
         ("HALSUP_INSTANCE", "green"),
         ("HALSUP_STATE_DIR", "/srv/state"),
+        ("HALSUP_CGROUP", "workers.service"),
         ("HALSUP_LIMITS", "require"),
         ("HALSUP_LOG_LEVEL", "debug"),
         ("HALSUP_LOG_FORMAT", ""),
@@ -16,8 +17,13 @@ fn variables_of_the_daemon_override_the_file() {
     assert_eq!(daemon.instance.as_str(), "green");
     assert_eq!(daemon.runtime_dir, std::path::Path::new("/run/halsup-green"));
     assert_eq!(daemon.state_dir, std::path::Path::new("/srv/state"));
+    assert_eq!(daemon.cgroup.as_deref(), Some(std::path::Path::new("workers.service")));
     assert_eq!((daemon.limits, daemon.log_level.as_str()), (LimitsMode::Require, "debug"));
     assert_eq!(daemon.log_format, crate::spec::LogFormat::Json, "an empty variable says nothing");
+    for outside in ["..", "a/../b", "/", "//a", "./a", "a/"] {
+        let wrong = parse_config("", &variables(&[("HALSUP_CGROUP", outside)])).unwrap_err().to_string();
+        assert!(wrong.contains("expected the path of a cgroup"), "{outside}: {wrong}");
+    }
     let wrong = parse_config("", &variables(&[("HALSUP_LIMITS", "yes")])).unwrap_err().to_string();
     assert_eq!(wrong, r#"HALSUP_LIMITS: found "yes"; expected auto, require"#);
 }
