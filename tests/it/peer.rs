@@ -50,7 +50,7 @@ impl Peer {
     }
 
     #[track_caller]
-    fn connect_to(path: &Path) -> Self {
+    pub(crate) fn connect_to(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap_or_else(|error| panic!("connect to {}: {error}", path.display()));
         stream.set_read_timeout(Some(EVENT_DEADLINE)).expect("set a deadline");
         stream.set_write_timeout(Some(EVENT_DEADLINE)).expect("set a deadline");

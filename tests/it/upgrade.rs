@@ -1,9 +1,13 @@
 //! `halsup daemon reexec`: the daemon goes on as another program, in the same process, and goes back if that one fails.
 
+#![expect(clippy::disallowed_methods, reason = "how long a client waits is what is asked for here")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -13,10 +17,11 @@ use crate::look::{certificates, pid, python, signal, wait_healthy, wait_line, wo
 use crate::needs::needs;
 use crate::place::program;
 
-/// Pid and restarts of every worker.
+/// Pid and restarts of every worker that runs.
 fn all(daemon: &Daemon) -> Vec<(String, i32, u64)> {
     let text = |worker: &Value| worker["name"].as_str().expect("a name").to_owned();
-    workers(daemon).iter().map(|w| (text(w), pid(w), w["restarts"].as_u64().expect("a number"))).collect()
+    let running = workers(daemon).into_iter().filter(|worker| !worker["pid"].is_null());
+    running.map(|w| (text(&w), pid(&w), w["restarts"].as_u64().expect("a number"))).collect()
 }
 
 /// A program that passes the trial as `halsup` does and then does something else first.
@@ -77,6 +82,70 @@ fn workers_and_clients_do_not_notice() {
     let seen = wait_line(&mut daemon, "beat.0", |line| line == "20");
     let numbers: Vec<u32> = seen.iter().map(|line| line.parse().expect("a number")).collect();
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+}
+
+/// How often the program is changed under load, without and with patience.
+fn rounds() -> usize {
+    std::env::var("HALSUP_TEST_UPGRADES").ok().and_then(|text| text.parse().ok()).unwrap_or(8)
+}
+
+#[test]
+fn under_load_nobody_is_lost_and_nobody_waits() {
+    needs!(Root, CgroupTree);
+    let mut daemon = Daemon::start(
+        "[pool.web]\nsize = 5\ncommand = ['sleep', 'infinity']\n\
+         [pool.churn]\nsize = 4\ncommand = ['sh', '-c', 'echo x; sleep 0.05']\n\
+         restart = { delay = '1ms', delay_max = '5ms', max_restarts = 10000 }\n\
+         [pool.scaled]\nmin = 0\nmax = 8\ncommand = ['sleep', 'infinity']\n",
+    );
+    daemon.wait_until("the web pool", |daemon| {
+        Some(())
+            .filter(|()| workers(daemon).iter().filter(|w| w["pool"] == "web" && w["state"] == "healthy").count() == 5)
+    });
+    let web =
+        |daemon: &Daemon| all(daemon).into_iter().filter(|(name, ..)| name.starts_with("web")).collect::<Vec<_>>();
+    // A worker that is being restarted has no pid to tell.
+    let before = web(&daemon);
+    let copy = daemon.path("other");
+    fs::copy(program(), &copy).expect("copy the program");
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    let binaries = [copy, Path::new(&program()).canonicalize().expect("the program is there")];
+    let over = AtomicBool::new(false);
+    let longest = std::thread::scope(|scope| {
+        let socket = daemon.path("run/control.sock");
+        let over = &over;
+        let asking = scope.spawn(move || {
+            let mut longest = Duration::ZERO;
+            let mut peer = crate::peer::Peer::connect_to(&socket);
+            while !over.load(Ordering::Acquire) {
+                let asked = Instant::now();
+                // A connection that is in the middle of a call may be closed; its client then comes anew.
+                peer.call("Ping", &serde_json::json!({}));
+                if peer.next().is_none() {
+                    peer = crate::peer::Peer::connect_to(&socket);
+                }
+                longest = longest.max(asked.elapsed());
+            }
+            longest
+        });
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for round in 0..rounds() {
+                let size = [8, 0, 3][round % 3].to_string();
+                let scaled = daemon.cli(&["scale", "scaled", &size]);
+                assert_eq!(scaled.status, 0, "{scaled:?}");
+                let done = reexec(&daemon, &binaries[round % 2]);
+                assert_eq!(done.status, 0, "round {round}: {done:?}\n{}", daemon.stderr());
+                assert_eq!(web(&daemon), before, "round {round}");
+            }
+        }));
+        over.store(true, Ordering::Release);
+        let longest = asking.join().expect("the client goes on to the end");
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        longest
+    });
+    println!("{} upgrades, the longest answer after {longest:?}", rounds());
+    // The promise is one second; the machine may be busy with other tests, so only a multiple of it fails.
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
 }
 
 #[test]
