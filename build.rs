@@ -21,6 +21,8 @@ fn main() {
         .arg(&out)
         .args(["-Cpanic=abort", "-Copt-level=s", "-Clto=fat", "-Cstrip=symbols", "-Crelocation-model=static"])
         .args(["-Clink-arg=-nostartfiles", "-Clink-arg=-nostdlib", "-Clink-arg=-static", "-Clink-arg=-no-pie"])
+        // For musl the compiler would bring its own start files, and with them a second `_start`.
+        .arg("-Clink-self-contained=no")
         .args([
             "-Clink-arg=-Wl,--build-id=none,-z,norelro,-z,noseparate-code",
             "-Dwarnings",
