@@ -391,8 +391,6 @@ fn shared(
     })
 }
 
-}
-
 fn assemble(
     config: Config,
     options: RunOptions,
