@@ -74,6 +74,10 @@ impl Daemon {
         if self.state == DaemonState::Stopping {
             return;
         }
+        if self.reaps {
+            tracing::warn!(target: "pool", "workers cannot outlive PID 1 of their container: they are ended too");
+            return self.begin_shutdown(self.spec.shutdown_timeout);
+        }
         tracing::info!(target: "pool", workers = self.live.len(), "leaving the workers to the next daemon");
         self.state = DaemonState::Stopping;
         self.manager.stopping();
