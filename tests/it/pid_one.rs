@@ -129,7 +129,7 @@ fn limits_are_enforced_although_something_foreign_is_in_the_container_s_cgroup_f
         r#"mkdir {place} && sh -c 'echo 0 >{place}/cgroup.procs && {{ sleep 1 & }}' || exit 1
         exec unshare --pid --fork --mount-proc sh -c '
             echo 0 >{place}/cgroup.procs && exec unshare --cgroup sh -c "
-                mount -t cgroup2 none {root} && exec \"\$@\"" sh "$@"' sh "$@""#
+                umount {root} && mount -t cgroup2 none {root} && exec \"\$@\"" sh "$@"' sh "$@""#
     );
     let mut daemon = Daemon::start_under(&["sh", "-c", &script, "sh"], POOL);
     wait_healthy(&mut daemon, 2);
