@@ -178,7 +178,16 @@ fn a_pool_is_served_with_enforced_limits_and_an_oom_is_that_worker_s_alone_and_a
     needs!(Root, Cgroup2("memory"), Docker);
     let hog =
         "[pool.hog]\nrestart = false\nmemory = '16m'\ncommand = ['/bin/busybox', 'sh', '-c', 'exec tail /dev/zero']\n";
-    let container = Container::start(&LIMITED, &format!("{CALM}{hog}"));
+    // A root of its own, of which the writable layer lies on the image's volume.
+    let own = "[pool.own]\nroot = '/images/box'\ncommand = ['/bin/busybox', 'sleep', '1000000']\n";
+    let images = directory();
+    let root = images.path().join("box");
+    for dir in ["bin", "proc", "dev", "sys", "run", "tmp"] {
+        fs::create_dir_all(root.join(dir)).expect("make a directory");
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("copy busybox");
+    let volume = format!("--volume={}:/images/box:ro", root.display());
+    let container = Container::start(&[&LIMITED[..], &[&volume]].concat(), &format!("{CALM}{hog}{own}"));
     let certificate = container.wait_until("the certificate", || container.certificates("hog.0").first().cloned());
     assert_eq!(certificate["cause"], "oom", "{certificate}");
     container.assert_enforced();
@@ -186,6 +195,9 @@ fn a_pool_is_served_with_enforced_limits_and_an_oom_is_that_worker_s_alone_and_a
     let calm: Vec<_> = listed["workers"].as_array().into_iter().flatten().filter(|one| one["pool"] == "calm").collect();
     assert_eq!(calm.len(), 3, "{listed}");
     assert!(calm.iter().all(|one| one["state"] == "healthy" && one["restarts"] == 0), "{listed}");
+    container.wait_until("the worker with a root of its own is healthy", || {
+        Some(()).filter(|()| container.halsup(&["ps", "own", "--json"]).json()["workers"][0]["state"] == "healthy")
+    });
     assert_eq!(container.inspect("{{.State.Running}}"), "true");
     // The kernel's word, from outside of the container.
     let cgroup = container.cgroup();
