@@ -16,11 +16,14 @@ fn main() {
         println!("cargo:rerun-if-changed={source}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("halsup-init");
+    // There the compiler would bring start files of its own, and with them a second `_start`.
+    let musl = env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|libc| libc == "musl");
     let status = Command::new(env::var_os("RUSTC").expect("cargo sets RUSTC"))
         .args(["--edition=2024", "--crate-name=halsup_init", "--crate-type=bin", "src/init/main.rs", "-o"])
         .arg(&out)
         .args(["-Cpanic=abort", "-Copt-level=s", "-Clto=fat", "-Cstrip=symbols", "-Crelocation-model=static"])
         .args(["-Clink-arg=-nostartfiles", "-Clink-arg=-nostdlib", "-Clink-arg=-static", "-Clink-arg=-no-pie"])
+        .args(musl.then_some("-Clink-self-contained=no"))
         .args([
             "-Clink-arg=-Wl,--build-id=none,-z,norelro,-z,noseparate-code",
             "-Dwarnings",

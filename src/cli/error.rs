@@ -55,6 +55,8 @@ pub(super) enum Error {
     Stuck { workers: Vec<String> },
     #[error("wait for the daemon")]
     Wait { source: std::io::Error },
+    #[error("not ready: {reason}")]
+    NotReady { reason: String },
     #[error("{count} checks are not ok")]
     Unwell { count: usize },
     #[error("write the answer")]
@@ -101,6 +103,7 @@ impl Error {
             | Self::StillRuns { .. }
             | Self::Stuck { .. }
             | Self::Wait { .. }
+            | Self::NotReady { .. }
             | Self::Unwell { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }

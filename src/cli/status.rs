@@ -6,18 +6,39 @@ use super::context::Context;
 use super::error::Error;
 use super::human;
 use super::table::{pairs, table};
-use crate::protocol::control::{NoParameters, PROTOCOL, PoolInfo, Request, StateCounts, StatusReply, WorkerState};
+use crate::protocol::control::{
+    DaemonState, NoParameters, PROTOCOL, PoolInfo, Request, StateCounts, StatusReply, WorkerState,
+};
 use crate::protocol::escape;
 
 /// Show the daemon and its pools.
 #[derive(Debug, Args)]
-pub(super) struct Status {}
+pub(super) struct Status {
+    /// Fail unless the daemon is running and each pool has a healthy worker; for health checks.
+    #[arg(long)]
+    ready: bool,
+}
 
 impl Status {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let reply: StatusReply = context.client()?.call(&Request::Status(NoParameters {}))?;
-        context.output.answer(&reply, render)
+        context.output.answer(&reply, render)?;
+        match not_ready(&reply) {
+            Some(reason) if self.ready => Err(Error::NotReady { reason }),
+            Some(_) | None => Ok(()),
+        }
     }
+}
+
+/// Why it cannot serve everybody who asks, if so. A pool that is to have no workers has nobody to wait for.
+fn not_ready(status: &StatusReply) -> Option<String> {
+    match status.state {
+        DaemonState::Running => {}
+        DaemonState::Starting | DaemonState::Stopping => return Some(format!("the daemon is {}", status.state)),
+    }
+    let empty = status.pools.iter().filter(|pool| pool.wanted > 0 && pool.counts.healthy == 0);
+    let names: Vec<_> = empty.map(|pool| escape::text(&pool.name).into_owned()).collect();
+    (!names.is_empty()).then(|| format!("no healthy worker in {}", names.join(", ")))
 }
 
 /// The daemon in a few lines, then its pools.

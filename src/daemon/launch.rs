@@ -33,6 +33,7 @@ use super::{Error, RunOptions, clock};
 use crate::engine::{Engine, Input, State, Target};
 use crate::host::adopt::own_pidfd;
 use crate::host::cgroup::{CgroupRoot, Location};
+use crate::host::container;
 use crate::host::handover::unblock_signals;
 use crate::host::identity::IdPool;
 use crate::host::init_image::init_program;
@@ -50,6 +51,9 @@ const NOTIFY_PAUSE: Duration = Duration::from_millis(100);
 pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
+    }
+    if let Some(missing) = container::missing() {
+        return Err(Error::Container { missing });
     }
     let started = |operation| move |source| Error::Start { operation, source };
     let mut handover = options.handover.take();
@@ -76,6 +80,8 @@ pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> 
     let stacks = slotted_stacks(&low).map_err(started("reserve descriptors"))?;
     let dirs = Directories::make(&config.daemon, handover.as_mut().and_then(|handed| handed.locks.take()))?;
     let mut poll = mio::Poll::new().map_err(started("make the event queue"))?;
+    let mut sources = Sources::new(poll.registry().try_clone().map_err(started("share the event queue"))?);
+    let signals = Signals::listen(&mut sources).map_err(started("listen to signals"))?;
     let cgroups = CgroupRoot::prepare(Location::discover(&config.daemon.instance, config.daemon.cgroup.as_deref())?)?;
     let handed_lock = handover.as_mut().and_then(|handed| handed.cgroup_lock.take());
     let Some(cgroup_lock) = handed_lock.map_or_else(|| cgroups.lock(), |lock| Ok(Some(lock)))? else {
@@ -84,8 +90,7 @@ pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> 
     if let Some(handover) = handover.as_ref().filter(|handover| handover.is_trial()) {
         return try_to_follow(&config, &dirs, &cgroups, handover);
     }
-    let sources = Sources::new(poll.registry().try_clone().map_err(started("share the event queue"))?);
-    let given = Given { environment, passed, handover, log, dirs, stacks, sources };
+    let given = Given { environment, passed, handover, log, dirs, stacks, sources, signals };
     let (mut daemon, old_config) = match assemble(config, options, given, &cgroups) {
         Ok(assembled) => assembled,
         Err(error) => {
@@ -341,6 +346,7 @@ struct Given {
     dirs: Directories,
     stacks: Vec<Stack>,
     sources: Sources,
+    signals: Signals,
 }
 
 /// Takes over the connections of the program before this one; place and number of the one that waits for the upgrade.
@@ -385,25 +391,17 @@ fn shared(
     })
 }
 
-/// Listens to signals, and lets through those that were held back while this process became another program.
-fn signals(sources: &mut Sources, held_back: bool) -> Result<Signals, Error> {
-    let started = |operation| move |source| Error::Start { operation, source };
-    let signals = Signals::listen(sources).map_err(started("listen to signals"))?;
-    if held_back {
-        unblock_signals().map_err(started("let signals through"))?;
-    }
-    Ok(signals)
-}
-
 fn assemble(
     config: Config,
     options: RunOptions,
     given: Given,
     cgroups: &CgroupRoot,
 ) -> Result<(Daemon, Option<String>), Error> {
-    let Given { environment, mut passed, mut handover, log, dirs, stacks, mut sources } = given;
+    let Given { environment, mut passed, mut handover, log, dirs, stacks, mut sources, signals } = given;
     let mut past = Recovery::begin(&config, &dirs, cgroups)?;
-    let signals = signals(&mut sources, handover.is_some())?;
+    if handover.is_some() {
+        unblock_signals().map_err(|source| Error::Start { operation: "let signals through", source })?;
+    }
     let origin = Origin::of(&mut passed, handover.as_mut());
     let mut control = Control::open(&config.daemon, origin, &mut sources)?;
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;

@@ -49,6 +49,7 @@ pub use pool::PoolError;
 pub use upgrade::Handover;
 
 use crate::host::cgroup::CgroupError;
+use crate::host::container;
 use crate::host::init_image::ImageError;
 use crate::host::ledger::LedgerError;
 use crate::host::mounts::MountError;
@@ -73,6 +74,12 @@ pub enum Error {
     /// Not root.
     #[error("the daemon has to run as root: namespaces, cgroups and identities of workers need it (try sudo)")]
     NotRoot,
+    /// In a container that may not do what workers are made with.
+    #[error("{missing} in this container: {}", container::FIX)]
+    Container {
+        /// What it was not given.
+        missing: container::Missing,
+    },
     /// Another daemon has the state directory.
     #[error("another halsup daemon{} runs with directory {path}", .pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     Running {

@@ -1,10 +1,12 @@
 //! Signals to the daemon, as readiness of a descriptor, and what they mean.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use mio::Interest;
+use rustix::process::Signal;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -14,9 +16,11 @@ use super::state::Daemon;
 use crate::engine::Input;
 use crate::host::spawn::{peek_ended, reap_orphan};
 use crate::protocol::control::DaemonState;
+use crate::spec::WorkerId;
 
-/// The signals that are listened to.
-const WANTED: [i32; 6] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGCHLD, SIGUSR2];
+/// The signals that are listened to. As PID 1 of a container this process would not even notice the others; SIGPWR is how some
+/// container managers ask for the end.
+const WANTED: [i32; 7] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGCHLD, SIGUSR2, Signal::POWER.as_raw()];
 /// Ended children that one turn looks at.
 const CHILDREN_A_TURN: usize = 256;
 
@@ -28,7 +32,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Begins to listen.
+    /// Begins to listen. To be called before whatever takes time at the start: what PID 1 does not listen to is lost, and then
+    /// whoever asked it to end waits until they kill it.
     ///
     /// # Errors
     /// What the kernel says.
@@ -69,6 +74,10 @@ impl Daemon {
         if self.state == DaemonState::Stopping {
             return;
         }
+        if self.reaps {
+            tracing::warn!(target: "pool", "workers cannot outlive PID 1 of their container: they are ended too");
+            return self.begin_shutdown(self.spec.shutdown_timeout);
+        }
         tracing::info!(target: "pool", workers = self.live.len(), "leaving the workers to the next daemon");
         self.state = DaemonState::Stopping;
         self.manager.stopping();
@@ -91,14 +100,19 @@ impl Daemon {
         if !self.reaps {
             return;
         }
+        // Made once for all of a turn's: thousands of orphans times thousands of workers would be felt.
+        let mut inits: Option<BTreeMap<i32, WorkerId>> = None;
         for _ in 0..CHILDREN_A_TURN {
             let Ok(Some(pid)) = peek_ended() else { return };
-            let own = self.live.iter().find(|(_, live)| live.process.is_some() && live.init_pid == pid);
             if self.is_trial(pid) {
                 self.on_trial();
                 continue;
             }
-            match own.map(|(worker, _)| *worker) {
+            let inits = inits.get_or_insert_with(|| {
+                let living = self.live.iter().filter(|(_, live)| live.process.is_some());
+                living.map(|(worker, live)| (live.init_pid, *worker)).collect()
+            });
+            match inits.remove(&pid) {
                 Some(worker) => self.on_exit(worker),
                 None => super::log::best_effort(reap_orphan(pid), "nobody else waits for an orphan"),
             }

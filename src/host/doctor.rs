@@ -9,7 +9,7 @@ use std::path::Path;
 use caps::{CapSet, Capability};
 
 use super::cgroup::{Availability, Controller, Delegation, Location};
-use super::kernel;
+use super::{container, kernel};
 use crate::spec::InstanceName;
 
 /// What a missing thing means.
@@ -66,6 +66,7 @@ const CAPABILITIES: [(Capability, Weight, &str); 11] = [
 #[must_use]
 pub fn probe(instance: &InstanceName) -> Vec<Probe> {
     let mut probes = vec![kernel_version()];
+    probes.extend(container::inside().then(container));
     probes.extend(newer_kernels());
     probes.extend(cgroups(instance));
     probes.extend(namespaces());
@@ -80,6 +81,12 @@ fn kernel_version() -> Probe {
     let (major, minor) = kernel::OLDEST;
     let ok = kernel::version() >= kernel::OLDEST;
     Probe::new("kernel", Weight::Needed, ok, kernel::release(), &format!("use Linux {major}.{minor} or newer"))
+}
+
+fn container() -> Probe {
+    let missing = container::missing();
+    let found = missing.as_ref().map_or_else(|| "this is one, with what workers need".to_owned(), ToString::to_string);
+    Probe::new("container", Weight::Needed, missing.is_none(), found, container::FIX)
 }
 
 /// What newer kernels do better, by version: the calls themselves can be tried only on something alive.
@@ -106,6 +113,7 @@ fn cgroups(instance: &InstanceName) -> Vec<Probe> {
         Err(error) => return vec![Probe::new("cgroup v2", Weight::Needed, false, error.to_string(), fix)],
     };
     let whose = match location.delegation {
+        Delegation::Container => "in this container's cgroup, seen from the host's namespace",
         Delegation::Delegated | Delegation::Named => "delegated by systemd",
         Delegation::NamespaceRoot => "below the root of a cgroup namespace",
         Delegation::HierarchyRoot => "below the root of the hierarchy",

@@ -52,13 +52,20 @@ pub struct HostUser {
 
 /// Looks a user up by name or number. Reads the host's user database and may block on it: at start and reload only.
 ///
+/// The C library looks: glibc wherever `nsswitch.conf` says, musl, which the static program is linked with, in `/etc/passwd`.
+/// A host or container without that file has no users by name.
+///
 /// # Errors
 /// [`IdentityError::NoUser`], [`IdentityError::Lookup`].
 pub fn host_user(name: &str) -> Result<HostUser, IdentityError> {
-    let failed = |source| IdentityError::Lookup { name: name.to_owned(), source };
     let found = match name.parse::<u32>() {
-        Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).map_err(failed)?,
-        Err(_not_a_number) => nix::unistd::User::from_name(name).map_err(failed)?,
+        Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)),
+        Err(_not_a_number) => nix::unistd::User::from_name(name),
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(nix::Error::ENOENT) => None,
+        Err(source) => return Err(IdentityError::Lookup { name: name.to_owned(), source }),
     };
     match (found, name.parse::<u32>()) {
         (Some(user), _) => Ok(HostUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),

@@ -5,6 +5,7 @@
 
 pub mod adopt;
 pub mod cgroup;
+pub mod container;
 pub mod doctor;
 pub mod handover;
 pub mod helper;

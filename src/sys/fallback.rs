@@ -133,10 +133,13 @@ fn handle(signal: c_int, handler: usize, flags: c_int) -> io::Result<()> {
 }
 
 fn alarm(after: Duration) -> io::Result<()> {
-    let seconds = libc::time_t::try_from(after.as_secs()).map_err(io::Error::other)?;
-    let micros = libc::suseconds_t::from(after.subsec_micros().cast_signed());
     let none = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let timer = libc::itimerval { it_interval: none, it_value: libc::timeval { tv_sec: seconds, tv_usec: micros } };
+    // Without the names of the fields' types: musl's are deprecated in libc, for they are to grow.
+    let after = libc::timeval {
+        tv_sec: after.as_secs().try_into().map_err(io::Error::other)?,
+        tv_usec: after.subsec_micros().cast_signed().into(),
+    };
+    let timer = libc::itimerval { it_interval: none, it_value: after };
     // SAFETY: the kernel reads one whole itimerval.
     let done = unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -134,8 +134,9 @@ pub fn exit_info(pidfd: &OwnedFd) -> Option<Status> {
         exit_code: i32,
     }
     let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // The system call, not the library's ioctl: the libraries do not agree on the type of the request.
     // SAFETY: the kernel reads and writes one structure of 64 bytes, which is the size that the request's number names.
-    let returned = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    let returned = unsafe { libc::syscall(libc::SYS_ioctl, pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
     if returned != 0 || info.mask & PIDFD_INFO_EXIT == 0 {
         return None;
     }

@@ -11,6 +11,7 @@ mod peer;
 mod place;
 
 mod clients;
+mod container;
 mod control;
 mod crowd;
 mod heartbeats;
@@ -21,6 +22,7 @@ mod life;
 mod limits;
 mod logs;
 mod orphans;
+mod pid_one;
 mod program;
 mod reload;
 mod settings;

@@ -35,6 +35,8 @@ pub(crate) enum Need<'a> {
     Python3,
     /// An interpreter with the package `varlink`, which `HALSUP_TEST_VARLINK_PYTHON` names.
     VarlinkPython,
+    /// A Docker daemon that answers, and the image that `HALSUP_TEST_IMAGE` names.
+    Docker,
     /// This many open files for one process.
     Descriptors(u64),
     /// A guest of `tests/vm` whose PID 1 is systemd. No other machine: the tests that need it install units.
@@ -55,6 +57,7 @@ impl fmt::Display for Need<'_> {
             Self::Busybox => f.write_str("busybox"),
             Self::Python3 => f.write_str("python3"),
             Self::VarlinkPython => f.write_str("varlink-python"),
+            Self::Docker => f.write_str("docker"),
             Self::Descriptors(count) => write!(f, "descriptors:{count}"),
             Self::Systemd => f.write_str("systemd"),
             Self::SystemdSince(version) => write!(f, "systemd:{version}"),
@@ -72,6 +75,7 @@ impl<'a> Need<'a> {
             "busybox" => Self::Busybox,
             "python3" => Self::Python3,
             "varlink-python" => Self::VarlinkPython,
+            "docker" => Self::Docker,
             "systemd" => Self::Systemd,
             _ if word.starts_with("systemd:") => Self::SystemdSince(word.split_once(':')?.1.parse().ok()?),
             _ if word.starts_with("descriptors:") => Self::Descriptors(word.split_once(':')?.1.parse().ok()?),
@@ -101,6 +105,7 @@ impl<'a> Need<'a> {
             Self::Busybox => busybox().is_some(),
             Self::Python3 => succeeds("python3", &["-c", "import http.server"]),
             Self::VarlinkPython => varlink_python().is_some_and(|python| succeeds(&python, &["-c", "import varlink"])),
+            Self::Docker => test_image().is_some() && succeeds("docker", &["version"]),
             Self::Systemd => {
                 let first = fs::read_to_string("/proc/1/comm");
                 first.is_ok_and(|name| name.trim_end() == "systemd") && Path::new(GUEST_JOB).exists()
@@ -117,6 +122,11 @@ impl<'a> Need<'a> {
 /// The interpreter that has the package `varlink`.
 pub(crate) fn varlink_python() -> Option<String> {
     std::env::var("HALSUP_TEST_VARLINK_PYTHON").ok().filter(|path| !path.is_empty())
+}
+
+/// The archive of the image under test, which `container/build` made.
+pub(crate) fn test_image() -> Option<String> {
+    std::env::var("HALSUP_TEST_IMAGE").ok().filter(|path| !path.is_empty())
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
@@ -198,6 +208,7 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Overlay,
         Need::Python3,
         Need::VarlinkPython,
+        Need::Docker,
         Need::Descriptors(12_000),
         Need::Systemd,
         Need::SystemdSince(253),

@@ -36,13 +36,14 @@ TOOLS = {
 # With bookworm's own QEMU 7.2 the exec system call is five times slower under TCG.
 FROM_BACKPORTS = {"bookworm": ["qemu-system-x86"]}
 
-# The root file systems that a guest can have, each with an init in `machine.INITS`. A guest with Docker is another entry.
+# The root file systems that a guest can have, each with an init in `machine.INITS`.
 MINI = ["busybox-static", "kmod", "mount", "python3"]
 SYSTEMD = [*MINI, "dbus", "systemd", "systemd-sysv"]
 ROOTS = {
     "mini": MINI,
     "systemd": SYSTEMD,
     "trixie": SYSTEMD,
+    "docker": [*MINI, "apparmor", "docker.io"],
 }
 # Root file systems from another release than this machine's.
 SUITES = {"trixie": "trixie"}
@@ -309,10 +310,12 @@ def build_root(kind, work):
     os.makedirs(os.path.join(tree, "vm"))
     for name in ("prepare", "agent"):
         shutil.copy(os.path.join(GUEST, name), os.path.join(tree, "vm", name))
-    if kind == "mini":
-        shutil.copy(os.path.join(GUEST, "inittab"), os.path.join(tree, "etc/inittab"))
-    else:
+    if kind == "systemd":
         install_unit(tree)
+    else:
+        shutil.copy(os.path.join(GUEST, "inittab"), os.path.join(tree, "etc/inittab"))
+    if kind == "docker":
+        configure_docker(tree)
     os.makedirs(os.path.join(tree, "lib/modules"), exist_ok=True)
     for name, text in (("hostname", "halsup-vm\n"), ("hosts", "127.0.0.1 localhost halsup-vm\n::1 localhost\n"),
                        ("machine-id", "0123456789abcdef0123456789abcdef\n")):
@@ -320,6 +323,12 @@ def build_root(kind, work):
             file.write(text)
     make_disk(tree, os.path.join(work, "disk.img"), 2048)
     shutil.rmtree(tree)
+
+
+def configure_docker(tree):
+    """Leaves out of Docker what a guest without a network cannot use."""
+    os.makedirs(os.path.join(tree, "etc/docker"), exist_ok=True)
+    shutil.copy(os.path.join(GUEST, "docker.json"), os.path.join(tree, "etc/docker/daemon.json"))
 
 
 def install_unit(tree):

@@ -19,7 +19,12 @@ import time
 import debian
 
 # What boots: root file system -> its init, which starts `guest/agent`.
-INITS = {"mini": "/vm/prepare", "systemd": "/lib/systemd/systemd", "trixie": "/lib/systemd/systemd"}
+INITS = {
+    "mini": "/vm/prepare",
+    "docker": "/vm/prepare",
+    "systemd": "/lib/systemd/systemd",
+    "trixie": "/lib/systemd/systemd",
+}
 
 SWAP_BYTES = 64 << 20
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off no_timer_check cryptomgr.notests audit=0 random.trust_cpu=on net.ifnames=0"

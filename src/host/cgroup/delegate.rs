@@ -5,17 +5,22 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat2, unlinkat};
+use rustix::event::{Timespec, poll};
+use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
 
 use super::controller::{Availability, Controller, Controllers, Missing, lists};
-use super::discover::{Delegation, Location, SUPERVISOR};
+use super::discover::{Delegation, Location, SUPERVISOR, open_below};
 use super::files::{ATTRIBUTE_BYTES_MAX, ensure_dir, read_attribute, write_attribute};
 use super::{CgroupError, Removal, events};
 
-/// A container's root is emptied in at most this many passes: its processes may fork meanwhile, but not for ever.
-const EVACUATION_PASSES: u32 = 16;
+/// A container's own cgroup is emptied in at most this many passes: its processes may fork meanwhile, and the runtime puts
+/// new ones there until controllers are enabled, but not for ever.
+const EVACUATION_PASSES: u32 = 250;
+/// Pause between passes: what a runtime executes here is for a moment a process that only it can move.
+const EVACUATION_PAUSE: Duration = Duration::from_millis(20);
 /// At most this many processes are moved in one pass.
 const EVACUATION_PIDS_MAX: usize = 4096;
 
@@ -38,17 +43,19 @@ impl CgroupRoot {
     pub fn prepare(location: Location) -> Result<Self, CgroupError> {
         let chain = open_chain(&location)?;
         let base = chain.last().map_or(location.mount.as_fd(), |level| level.fd.as_fd());
-        if location.delegation != Delegation::Named {
-            let leaf = enter_leaf(&location, base)?;
-            if location.delegation == Delegation::NamespaceRoot {
-                evacuate(location.mount.as_fd(), leaf.as_fd())?;
+        let top = open_beneath(&location, &location.top)?;
+        let mut controllers = available(&location, top.as_fd())?;
+        match location.delegation {
+            Delegation::Named => {}
+            Delegation::Delegated => drop(enter_leaf(&location, base)?),
+            Delegation::HierarchyRoot => {
+                enter_leaf(&location, base)?;
+                enable(top.as_fd(), "the root", &mut controllers)?;
             }
-        }
-        let given = location.delegation.is_given();
-        let top = if given { base } else { location.mount.as_fd() };
-        let mut controllers = available(&location, top)?;
-        if !given {
-            enable(top, "the root", &mut controllers)?;
+            Delegation::NamespaceRoot | Delegation::Container => {
+                let leaf = enter_leaf(&location, base)?;
+                evacuate(top.as_fd(), leaf.as_fd(), &mut controllers)?;
+            }
         }
         for level in &chain {
             enable(level.fd.as_fd(), &level.name, &mut controllers)?;
@@ -135,8 +142,7 @@ impl Location {
     /// # Errors
     /// When a `cgroup.controllers` cannot be read.
     pub fn controllers(&self) -> Result<Controllers, CgroupError> {
-        let top = if self.delegation.is_given() { self.base.as_path() } else { Path::new("") };
-        available(self, open_beneath(self, top)?.as_fd())
+        available(self, open_beneath(self, &self.top)?.as_fd())
     }
 }
 
@@ -166,10 +172,11 @@ fn open_chain(location: &Location) -> Result<Vec<Level>, CgroupError> {
         let fd = open_beneath(location, &location.base)?;
         return Ok(vec![Level { name: location.base.display().to_string(), fd }]);
     }
+    let top = open_beneath(location, &location.top)?;
     let mut chain: Vec<Level> = Vec::new();
-    for part in &location.base {
+    for part in location.base.strip_prefix(&location.top).unwrap_or(&location.base) {
         let name = part.to_string_lossy().into_owned();
-        let parent = chain.last().map_or(location.mount.as_fd(), |level| level.fd.as_fd());
+        let parent = chain.last().map_or(top.as_fd(), |level| level.fd.as_fd());
         let fd = ensure_dir(parent, &name).map_err(|source| CgroupError::Create { name: name.clone(), source })?;
         chain.push(Level { name, fd });
     }
@@ -177,12 +184,8 @@ fn open_chain(location: &Location) -> Result<Vec<Level>, CgroupError> {
 }
 
 fn open_beneath(location: &Location, path: &Path) -> Result<OwnedFd, CgroupError> {
-    let shown = path;
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    openat2(&location.mount, path, flags, Mode::empty(), resolve)
-        .map_err(|source| CgroupError::Open { name: shown.display().to_string(), source })
+    open_below(location.mount.as_fd(), path)
+        .map_err(|source| CgroupError::Open { name: path.display().to_string(), source })
 }
 
 /// What the top level could give, before anything is enabled.
@@ -229,18 +232,37 @@ pub(super) fn enable(dir: BorrowedFd<'_>, name: &str, controllers: &mut Controll
     Ok(())
 }
 
-/// Moves what lives in `from` to `to`. What cannot be moved stays, and enabling controllers then says why it fails.
-fn evacuate(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), CgroupError> {
-    for _ in 0..EVACUATION_PASSES {
+/// Moves what lives in `from` to `to` and enables controllers below `from`, until both are done: whatever comes into `from` in
+/// between is moved with the next pass. What cannot be moved stays, and is then the reason for what is missing.
+fn evacuate(from: BorrowedFd<'_>, to: BorrowedFd<'_>, controllers: &mut Controllers) -> Result<(), CgroupError> {
+    let wanted = *controllers;
+    for pass in 0..EVACUATION_PASSES {
         let listed = events::pids(from, "the root", EVACUATION_PIDS_MAX)?;
         // A process outside this pid namespace shows as 0, and writing 0 would mean ourselves.
-        let movable = listed.pids.iter().filter(|pid| **pid != 0);
-        let moved = movable.filter(|pid| write_attribute(to, "cgroup.procs", &pid.to_string()).is_ok()).count();
-        if moved == 0 {
+        for pid in listed.pids.iter().filter(|pid| **pid != 0) {
+            // One that has ended meanwhile, or that only its runtime can move: the next pass sees which.
+            write_attribute(to, "cgroup.procs", &pid.to_string()).unwrap_or_default();
+        }
+        *controllers = wanted;
+        enable(from, "the root", controllers)?;
+        let busy =
+            |(controller, availability)| availability == Availability::Missing(Missing::ParentHasProcesses(controller));
+        if !controllers.iter().any(busy) {
             break;
+        }
+        // The first passes chase processes that fork; later ones wait for what others do.
+        if pass > 2 && !listed.more {
+            pause(EVACUATION_PAUSE);
         }
     }
     Ok(())
+}
+
+/// Waits a moment, before there is a loop that could: for what the kernel announces to nobody.
+pub(super) fn pause(time: Duration) {
+    let timeout = Timespec::try_from(time).unwrap_or_default();
+    // A signal ends it early, which only makes the next look come sooner.
+    poll(&mut [], Some(&timeout)).unwrap_or_default();
 }
 
 pub(super) fn remove_dir(parent: BorrowedFd<'_>, name: &str) -> Result<Removal, CgroupError> {

@@ -8,14 +8,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fgetxattr, fstatfs, openat, openat2, statat};
+use rustix::io::Errno;
 
-use super::CgroupError;
 use super::controller::Controller;
+use super::{CgroupError, container};
 use crate::host::mountinfo::{self, Mount};
 use crate::spec::InstanceName;
 
 /// The directory that holds all instances where halsup is not in a subtree of its own.
-const TOP: &str = "halsup";
+pub(super) const TOP: &str = "halsup";
 /// The daemon's own leaf.
 pub(super) const SUPERVISOR: &str = "supervisor";
 /// `/proc/self/cgroup` has a line per hierarchy, each with a path.
@@ -26,6 +27,9 @@ const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 /// Whose cgroup the base is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delegation {
+    /// A container's cgroup, seen from the host's cgroup namespace (`docker run --cgroupns host`): the base is
+    /// `halsup/<instance>` below it, and what lives in it is moved there, as with a namespace's root.
+    Container,
     /// systemd gave this unit's cgroup to us (`Delegate=yes`): the base is that cgroup.
     Delegated,
     /// The root of a cgroup namespace, as in a privileged container: the base is `halsup/<instance>` below it, and what
@@ -54,6 +58,8 @@ pub struct Location {
     pub base: PathBuf,
     /// Whose the base is.
     pub delegation: Delegation,
+    /// The highest cgroup in which anything is written, below the mount point; empty is the mount point itself.
+    pub(super) top: PathBuf,
     /// This process's cgroup below the mount point.
     pub own: PathBuf,
     /// Whether the mount point shows the hierarchy's real root, which has no `cgroup.type`.
@@ -66,6 +72,8 @@ pub struct Location {
 /// What [`decide`] asks of the hierarchy.
 struct Facts<'f> {
     own: &'f Path,
+    /// The cgroup of the container that this is, where it is not the root of a cgroup namespace.
+    container: Option<&'f Path>,
     real_root: bool,
     own_delegated: bool,
     parent_delegated: bool,
@@ -90,16 +98,24 @@ impl Location {
                 return Err(CgroupError::NotDelegated { path: base.display().to_string() });
             }
             let delegation = if own.starts_with(&base) { Delegation::Delegated } else { Delegation::Named };
-            return Ok(Self { mount_point, base, delegation, own, real_root, on_v1: on_v1(&text), mount });
+            let top = base.clone();
+            return Ok(Self { mount_point, base, delegation, top, own, real_root, on_v1: on_v1(&text), mount });
         }
+        let container = container::own_cgroup(&mounts, mount.as_fd(), &own);
         let facts = Facts {
             own: &own,
+            container: container.as_deref(),
             real_root,
             own_delegated: is_delegated(mount.as_fd(), &own),
             parent_delegated: own.parent().is_some_and(|parent| is_delegated(mount.as_fd(), parent)),
         };
         let (delegation, base) = decide(&facts, instance);
-        Ok(Self { mount_point, base, delegation, own, real_root, on_v1: on_v1(&text), mount })
+        let top = match delegation {
+            Delegation::Container => container.unwrap_or_default(),
+            Delegation::Delegated | Delegation::Named => base.clone(),
+            Delegation::NamespaceRoot | Delegation::HierarchyRoot => PathBuf::new(),
+        };
+        Ok(Self { mount_point, base, delegation, top, own, real_root, on_v1: on_v1(&text), mount })
     }
 
     /// The base as a path to show.
@@ -110,6 +126,10 @@ impl Location {
 }
 
 fn decide(facts: &Facts<'_>, instance: &InstanceName) -> (Delegation, PathBuf) {
+    let base = Path::new(TOP).join(instance.as_str());
+    if let Some(container) = facts.container {
+        return (Delegation::Container, container.join(base));
+    }
     let in_leaf = facts.own.file_name().is_some_and(|name| name == SUPERVISOR);
     if facts.own_delegated && facts.own.parent().is_some() {
         return (Delegation::Delegated, facts.own.to_path_buf());
@@ -118,7 +138,6 @@ fn decide(facts: &Facts<'_>, instance: &InstanceName) -> (Delegation, PathBuf) {
         let parent = facts.own.parent().unwrap_or(Path::new(""));
         return (Delegation::Delegated, parent.to_path_buf());
     }
-    let base = Path::new(TOP).join(instance.as_str());
     // A namespace's root is shared by all instances in the container, so the base is the same as on a bare host; two
     // instances then never meet.
     let ours = facts.own.as_os_str().is_empty() || facts.own.starts_with(TOP);
@@ -140,7 +159,7 @@ fn read_own() -> Result<String, CgroupError> {
 }
 
 /// The path of the `0::` line.
-fn own_path(text: &str) -> Option<&str> {
+pub(super) fn own_path(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| path.starts_with('/'))
 }
 
@@ -164,7 +183,7 @@ fn visible(mounts: &[Mount], own: &str) -> Result<(PathBuf, PathBuf), CgroupErro
 }
 
 /// `own` below `root`, where both are as the kernel shows them in this cgroup namespace: what is outside has a `..`.
-fn relative(root: &Path, own: &str) -> Option<PathBuf> {
+pub(super) fn relative(root: &Path, own: &str) -> Option<PathBuf> {
     let own = own.strip_suffix(" (deleted)").unwrap_or(own);
     let climbs = |path: &Path| path.components().any(|part| part == std::path::Component::ParentDir);
     let own = Path::new(own);
@@ -172,6 +191,19 @@ fn relative(root: &Path, own: &str) -> Option<PathBuf> {
         return None;
     }
     own.strip_prefix(root).ok().map(Path::to_path_buf)
+}
+
+/// Opens a directory of the hierarchy by its path below the mount; an empty one is the mount itself.
+pub(super) fn open_below(mount: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(
+        mount,
+        path,
+        flags,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
+    )
 }
 
 fn open_mount(path: &Path) -> Result<OwnedFd, CgroupError> {
@@ -203,7 +235,7 @@ mod tests {
     use super::*;
 
     fn decided(own: &str, real_root: bool, own_delegated: bool, parent_delegated: bool) -> (Delegation, String) {
-        let facts = Facts { own: Path::new(own), real_root, own_delegated, parent_delegated };
+        let facts = Facts { own: Path::new(own), container: None, real_root, own_delegated, parent_delegated };
         let (delegation, base) = decide(&facts, &InstanceName::default());
         (delegation, base.display().to_string())
     }
@@ -239,6 +271,24 @@ mod tests {
         assert_eq!(at("a.slice/halsup.service", "/b.slice/w.service"), "b.slice/w.service");
         assert_eq!(at("halsup.service", "w.service"), "w.service");
         assert_eq!(at("", "w.service"), "w.service");
+    }
+
+    #[test]
+    fn a_container_that_sees_the_host_s_hierarchy_stays_in_its_own_cgroup() {
+        // As systemd makes them for Docker, such cgroups are delegated.
+        for (own, delegated) in [("docker/1", false), ("docker/1", true), ("docker/1/halsup/default/supervisor", false)]
+        {
+            let container = Some(Path::new("docker/1"));
+            let facts = Facts {
+                own: Path::new(own),
+                container,
+                real_root: true,
+                own_delegated: delegated,
+                parent_delegated: false,
+            };
+            let base = PathBuf::from("docker/1/halsup/default");
+            assert_eq!(decide(&facts, &InstanceName::default()), (Delegation::Container, base), "{own}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! Callers: `daemon` calls [`Location::discover`], then [`CgroupRoot::prepare`], then per pool [`PoolCgroup::create`], then
 //! per spawn [`WorkerCgroup::create`].
 
+mod container;
 mod controller;
 mod delegate;
 mod discover;
@@ -55,7 +56,10 @@ pub enum CgroupError {
     #[error("find cgroup v2: no cgroup2 file system is mounted (mount -t cgroup2 none /sys/fs/cgroup)")]
     NotMounted,
     /// The mounted hierarchy does not show this process's cgroup.
-    #[error("find cgroup v2: own cgroup {own:?} is not visible below any cgroup2 mount")]
+    #[error(
+        "find cgroup v2: own cgroup {own:?} is not visible below any cgroup2 mount (a container with the host's /sys/fs/cgroup \
+         mounted needs --cgroupns host)"
+    )]
     NotVisible {
         /// This process's cgroup as the kernel names it.
         own: String,
