@@ -176,7 +176,7 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (10 + 9 * 4 + 3 + 2), "ten verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(seen, 12 * (11 + 9 * 4 + 3 + 2), "eleven verbs of the daemon, nine of any target, List and Scale");
     }
 
     #[test]
