@@ -180,7 +180,7 @@ pub(super) fn settle(spec: &PoolSpec, past: &Past, left: &mut Left, now: Time, s
         let mut found = left.found.remove(&(name.clone(), slot));
         if past.ending {
             // The order to end everything is carried out; who starts a daemon after that wants everything to begin.
-            record = record.filter(WorkerRecord::had_processes).map(|record| WorkerRecord { after: None, ..record });
+            record = record.filter(WorkerRecord::had_processes).map(WorkerRecord::to_begin_again);
         }
         if (at_once || past.ending)
             && let Some(worker) = found.take()
@@ -220,7 +220,7 @@ fn assumed(spec: &PoolSpec, worker: &Found, older: Option<WorkerRecord>, now: Ti
 fn ended(slot: u32, record: WorkerRecord, left: &Left, at_once: bool, ending: bool) -> Settled {
     use engine::Phase as P;
     let had_processes = record.had_processes();
-    let begun = matches!(record.phase, P::Starting | P::Running | P::Stopping | P::Killing);
+    let begun = matches!(record.phase, P::Starting | P::Running | P::Stopping | P::Killing | P::Stuck);
     let generation = record.generation.unwrap_or(0);
     let entry = left.entries.get(&generation).filter(|_| had_processes);
     let oom = left.remains.get(&generation).copied().unwrap_or(false);

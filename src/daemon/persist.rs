@@ -18,7 +18,7 @@ use super::timers::Timer;
 use crate::engine::{Change, WorkerRecord};
 use crate::host::state_file::{Loaded, RecordLog, StateFile, StateFileError};
 use crate::protocol::control::DeathCertificate;
-use crate::spec::{InstanceName, PoolName, WorkerId};
+use crate::spec::{Generation, InstanceName, PoolName, WorkerId};
 
 /// Name of the file with the records, in the state directory.
 pub(super) const STATE_NAME: &str = "state";
@@ -114,6 +114,14 @@ impl Persist {
         self.state.put("config", &json!({ "text": text }));
     }
 
+    /// Keeps how far earlier daemons have counted: of what they ran and nobody takes over, no other record stays.
+    pub(super) fn keep_generation(&mut self, last: Generation) {
+        if let Some(header) = self.header.as_object_mut() {
+            header.insert("generation".to_owned(), Value::from(last.0));
+        }
+        self.state.put("daemon", &self.header);
+    }
+
     /// Says that everything is being ended by order.
     pub(super) fn keep_ending(&mut self) {
         if let Some(header) = self.header.as_object_mut() {
@@ -163,6 +171,10 @@ impl Past {
             ));
         }
         let same_boot = text("boot") == Some(boot);
+        let counted = header.and_then(|header| header.get("generation")).and_then(Value::as_u64).unwrap_or(0);
+        if usable {
+            past.generation = counted.min(GENERATION_MAX);
+        }
         past.ending = header.and_then(|header| header.get("ending")) == Some(&Value::Bool(true));
         for (key, value) in latest {
             let Some(value) = value else { continue };

@@ -103,6 +103,7 @@ impl Recovery {
         end_leftovers(cgroups, &self.left.doomed, &unwanted)?;
         let remains = Leftovers::find(dirs, &trees)?;
         let generation = remains.last.max(Generation(self.past.generation.max(self.left.generation)));
+        self.persist.keep_generation(generation);
         Ok(Recovered {
             persist: self.persist,
             ledger: self.ledger,
