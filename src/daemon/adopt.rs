@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::birth::{chain, start_failure};
 use super::ends::Ends;
-use super::live::{BirthRecord, Evidence, Live, Particulars, Phase};
-use super::persist::{Past, PastPool};
+use super::live::{Evidence, Live, Particulars, Phase};
+use super::past::{BirthRecord, Past, PastPool};
 use super::pool::listen_text;
 use super::reload::Change;
 use super::state::{Chore, Daemon};
@@ -138,8 +138,10 @@ fn open(cgroups: &CgroupRoot, found: &FoundWorker, deadline: Time) -> Result<Ope
             Err(error) => return Err(error),
         }
     };
-    let birth: BirthRecord = serde_json::from_slice(&init.record)
-        .map_err(|error| AdoptError::Step { operation: "read its birth record", source: error.into() })?;
+    let birth = BirthRecord::read(&init.record).map_err(|error| AdoptError::Step {
+        operation: "read its birth record",
+        source: std::io::Error::other(error),
+    })?;
     let same = birth.pool == found.pool.as_str()
         && (birth.slot, birth.generation) == (found.slot, found.generation.0)
         && init.generation == birth.generation;

@@ -179,11 +179,17 @@ impl Worker {
             Aborting, Crashed, Emptying, Killing, Queued, Running, Spawning, Starting, Stopped, Stopping, Stuck,
             Waiting,
         };
+        if self.generation.is_none() && record.had_processes() {
+            // Processes that nobody has started: nothing can end, so it begins.
+            self.phase = Queued;
+            return;
+        }
         // No restart was ever decided for later than this.
         let latest = cx.now.after(cx.policy.restart.delay_max);
         if let Verdict::Restart(at) = self.verdict {
             self.verdict = Verdict::Restart(at.min(latest));
         }
+        let fate = if self.generation.is_some() { fate } else { Fate::Nothing };
         match (fate, self.phase) {
             // There was nothing to end, whatever was found.
             (Fate::Nothing | Fate::Abandoned | Fate::Ended(_), Stopped | Crashed | Queued) => {}
