@@ -77,6 +77,12 @@ impl WorkerRecord {
         }
     }
 
+    /// Whether nothing can have ended yet in its phase: a certificate of that, which only a damaged record has, would keep its
+    /// true end from being seen.
+    const fn cannot_have_ended(&self) -> bool {
+        matches!(self.phase, Phase::Spawning | Phase::Aborting | Phase::Starting | Phase::Running | Phase::Stopping)
+    }
+
     /// The record for a daemon that is to begin everything anew: nothing of the past holds the worker back.
     #[must_use]
     pub fn to_begin_again(self) -> Self {
@@ -162,7 +168,7 @@ impl Worker {
             | Phase::Waiting
             | Phase::Stuck => worker.cause = record.cause,
         }
-        worker.certified = record.certified;
+        worker.certified = record.certified && !record.cannot_have_ended();
         worker.began = record.began.map_or(now, |began| began.min(now));
         worker.ready_at = record.ready_at.map(|ready| ready.min(now));
         worker.own_interval = record.own_interval_usec.map(Duration::from_micros);
