@@ -14,13 +14,16 @@ mod targets;
 type Check = fn(&[u8]);
 
 /// Every target by the name of its corpus and of its program in `fuzz/fuzz_targets`.
-const TARGETS: [(&str, Check); 7] = [
+const TARGETS: [(&str, Check); 10] = [
+    ("birth_record", targets::birth_record),
     ("channel_frame", targets::channel_frame),
     ("config", targets::config),
     ("control_frame", targets::control_frame),
+    ("ledger", targets::ledger),
     ("mountinfo", targets::mountinfo),
     ("sd_notify", targets::sd_notify),
     ("seccomp_profile", targets::seccomp_profile),
+    ("state", targets::state),
     ("target_names", targets::target_names),
 ];
 const MUTATIONS: usize = 20_000;
@@ -127,6 +130,11 @@ fn replay(target: &str) {
 }
 
 #[test]
+fn birth_record() {
+    replay("birth_record");
+}
+
+#[test]
 fn channel_frame() {
     replay("channel_frame");
 }
@@ -142,6 +150,11 @@ fn control_frame() {
 }
 
 #[test]
+fn ledger() {
+    replay("ledger");
+}
+
+#[test]
 fn mountinfo() {
     replay("mountinfo");
 }
@@ -154,6 +167,11 @@ fn seccomp_profile() {
 #[test]
 fn sd_notify() {
     replay("sd_notify");
+}
+
+#[test]
+fn state() {
+    replay("state");
 }
 
 #[test]

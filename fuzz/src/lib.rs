@@ -5,9 +5,12 @@
 //! targets of libFuzzer in `fuzz_targets/`, and by `tests/fuzz_corpus.rs`, which includes this file and needs no libFuzzer.
 
 mod host;
+mod past;
+mod revival;
 mod spec;
 mod talk;
 
 pub use host::{mountinfo, seccomp_profile};
+pub use past::{birth_record, ledger, state};
 pub use spec::{config, target_names};
 pub use talk::{channel_frame, control_frame, sd_notify};

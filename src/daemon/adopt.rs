@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::birth::{chain, start_failure};
 use super::ends::Ends;
-use super::live::{BirthRecord, Evidence, Live, Particulars, Phase};
-use super::persist::{Past, PastPool};
+use super::live::{Evidence, Live, Particulars, Phase};
+use super::past::{BirthRecord, Past, PastPool};
 use super::pool::listen_text;
 use super::reload::Change;
 use super::state::{Chore, Daemon};
@@ -138,8 +138,10 @@ fn open(cgroups: &CgroupRoot, found: &FoundWorker, deadline: Time) -> Result<Ope
             Err(error) => return Err(error),
         }
     };
-    let birth: BirthRecord = serde_json::from_slice(&init.record)
-        .map_err(|error| AdoptError::Step { operation: "read its birth record", source: error.into() })?;
+    let birth = BirthRecord::read(&init.record).map_err(|error| AdoptError::Step {
+        operation: "read its birth record",
+        source: std::io::Error::other(error),
+    })?;
     let same = birth.pool == found.pool.as_str()
         && (birth.slot, birth.generation) == (found.slot, found.generation.0)
         && init.generation == birth.generation;
@@ -180,7 +182,7 @@ pub(super) fn settle(spec: &PoolSpec, past: &Past, left: &mut Left, now: Time, s
         let mut found = left.found.remove(&(name.clone(), slot));
         if past.ending {
             // The order to end everything is carried out; who starts a daemon after that wants everything to begin.
-            record = record.filter(WorkerRecord::had_processes).map(|record| WorkerRecord { after: None, ..record });
+            record = record.filter(WorkerRecord::had_processes).map(WorkerRecord::to_begin_again);
         }
         if (at_once || past.ending)
             && let Some(worker) = found.take()
@@ -220,7 +222,7 @@ fn assumed(spec: &PoolSpec, worker: &Found, older: Option<WorkerRecord>, now: Ti
 fn ended(slot: u32, record: WorkerRecord, left: &Left, at_once: bool, ending: bool) -> Settled {
     use engine::Phase as P;
     let had_processes = record.had_processes();
-    let begun = matches!(record.phase, P::Starting | P::Running | P::Stopping | P::Killing);
+    let begun = matches!(record.phase, P::Starting | P::Running | P::Stopping | P::Killing | P::Stuck);
     let generation = record.generation.unwrap_or(0);
     let entry = left.entries.get(&generation).filter(|_| had_processes);
     let oom = left.remains.get(&generation).copied().unwrap_or(false);

@@ -12,7 +12,8 @@ use mio::Interest;
 
 use super::ends::{Ends, ends, give, make_dir};
 use super::environment::{self, WORK_DIR};
-use super::live::{BirthRecord, Evidence, Live, Watched};
+use super::live::{Evidence, Live, Watched};
+use super::past::BirthRecord;
 use super::pool::{Pool, listen_text};
 use super::sources::{Source, Sources};
 use super::state::{Chore, Daemon, Freed, Place};

@@ -5,10 +5,8 @@ use std::time::SystemTime;
 
 use mio::Token;
 
-use serde::{Deserialize, Serialize};
-
 use super::sources::Sources;
-use super::state::{Chore, Freed, Place};
+use super::state::Chore;
 use crate::host::cgroup::{Enforcement, WorkerCgroup};
 use crate::host::spawn::Birth;
 use crate::host::spawn::Waited;
@@ -95,25 +93,6 @@ pub(super) struct Live {
     pub(super) start_failure: Option<StartFailure>,
     /// Number of the next ping.
     pub(super) next_ping: u64,
-}
-
-/// What a later daemon is to know about a generation: written into its start image, which nobody can change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct BirthRecord {
-    pub(super) pool: String,
-    pub(super) slot: u32,
-    pub(super) generation: u64,
-    pub(super) uid: u32,
-    pub(super) frees: Option<Freed>,
-    pub(super) port: Option<u16>,
-    pub(super) work_name: String,
-    pub(super) trees: Vec<(Place, String)>,
-    /// Wall clock, in milliseconds since 1970.
-    pub(super) started_msec: u64,
-    /// What it listens on, in the order in which it was handed in.
-    pub(super) listen: Vec<String>,
-    pub(super) channel: bool,
-    pub(super) notify: bool,
 }
 
 /// What is known of a generation before it lives.

@@ -24,6 +24,7 @@ mod log_sink;
 mod manager;
 mod own_files;
 mod passed;
+pub mod past;
 mod perform;
 mod persist;
 mod pool;

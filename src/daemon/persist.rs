@@ -5,7 +5,6 @@
 //! it, the daemon goes on from memory, says so in its status, starts nothing new, and tries again. Read back at the start
 //! by the same rules as anything from outside: names by their grammar, numbers in their ranges.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -13,51 +12,22 @@ use serde_json::{Value, json};
 
 use super::birth::chain;
 use super::clock;
+use super::past::{FORMAT, Past, pool_key, worker_key};
 use super::state::Daemon;
 use super::timers::Timer;
 use crate::engine::{Change, WorkerRecord};
-use crate::host::state_file::{Loaded, RecordLog, StateFile, StateFileError};
+use crate::host::state_file::{RecordLog, StateFile, StateFileError};
 use crate::protocol::control::DeathCertificate;
-use crate::spec::{InstanceName, PoolName, WorkerId};
+use crate::spec::{Generation, InstanceName, WorkerId};
 
 /// Name of the file with the records, in the state directory.
 pub(super) const STATE_NAME: &str = "state";
 /// Name of the file with the certificates.
 const CERTIFICATES_NAME: &str = "certificates";
-/// The layout of the records. A file of a later one is put aside; one of an earlier one is understood.
-const FORMAT: u64 = 1;
 /// A file of certificates is rotated at this size.
 const CERTIFICATES_BYTES_MAX: u64 = 4 << 20;
-/// No record names a generation above this; what counts further has been made up.
-const GENERATION_MAX: u64 = 1 << 53;
 /// Pause before what could not be written is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Certificates that are remembered of earlier daemons.
-const CERTIFICATES_MAX: usize = 4096;
-
-/// A pool as it was written down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PastPool {
-    pub(super) wanted: u32,
-    /// The smallest and largest size that its policy allowed.
-    pub(super) size: (u32, u32),
-}
-
-/// What an earlier daemon has written down.
-#[derive(Debug, Default)]
-pub(super) struct Past {
-    pub(super) pools: BTreeMap<PoolName, PastPool>,
-    pub(super) workers: BTreeMap<(PoolName, u32), WorkerRecord>,
-    /// The text of its configuration.
-    pub(super) config: Option<String>,
-    pub(super) certificates: VecDeque<DeathCertificate>,
-    /// The highest generation that it has given out, as far as is known.
-    pub(super) generation: u64,
-    /// It was ending everything by order.
-    pub(super) ending: bool,
-    /// What was damaged, as sentences.
-    pub(super) damage: Vec<String>,
-}
 
 /// The files, and what keeps them from being written.
 #[derive(Debug)]
@@ -68,14 +38,6 @@ pub(super) struct Persist {
     header: Value,
     trouble: Option<String>,
     retries: bool,
-}
-
-fn worker_key(pool: &PoolName, slot: u32) -> String {
-    format!("worker/{pool}/{slot}")
-}
-
-fn pool_key(pool: &PoolName) -> String {
-    format!("pool/{pool}")
 }
 
 impl Persist {
@@ -114,6 +76,14 @@ impl Persist {
         self.state.put("config", &json!({ "text": text }));
     }
 
+    /// Keeps how far earlier daemons have counted: of what they ran and nobody takes over, no other record stays.
+    pub(super) fn keep_generation(&mut self, last: Generation) {
+        if let Some(header) = self.header.as_object_mut() {
+            header.insert("generation".to_owned(), Value::from(last.0));
+        }
+        self.state.put("daemon", &self.header);
+    }
+
     /// Says that everything is being ended by order.
     pub(super) fn keep_ending(&mut self) {
         if let Some(header) = self.header.as_object_mut() {
@@ -142,78 +112,6 @@ impl Persist {
                 }
                 self.trouble = Some(sentence);
             }
-        }
-    }
-}
-
-impl Past {
-    fn of(records: Loaded, exits: Loaded, instance: &InstanceName, boot: &str) -> Self {
-        let mut past = Self::default();
-        past.damage.extend(records.damage);
-        past.damage.extend(exits.damage);
-        let latest: BTreeMap<String, Option<Value>> = records.records.into_iter().collect();
-        let header = latest.get("daemon").and_then(Option::as_ref);
-        let text = |key| header.and_then(|header| header.get(key)).and_then(Value::as_str);
-        let understood = header.and_then(|header| header.get("format")).and_then(Value::as_u64) == Some(FORMAT);
-        let ours = text("instance").is_none_or(|named| named == instance.as_str());
-        let usable = understood && ours;
-        if !latest.is_empty() && !usable {
-            past.damage.push(format!(
-                "the records of workers are of another layout or instance than {instance}: what runs is taken over without them"
-            ));
-        }
-        let same_boot = text("boot") == Some(boot);
-        past.ending = header.and_then(|header| header.get("ending")) == Some(&Value::Bool(true));
-        for (key, value) in latest {
-            let Some(value) = value else { continue };
-            if usable {
-                past.take(&key, value, same_boot);
-            }
-        }
-        for (_, value) in exits.records {
-            let Some(certificate) = value.and_then(|value| serde_json::from_value::<DeathCertificate>(value).ok())
-            else {
-                continue;
-            };
-            past.generation = past.generation.max(certificate.generation.min(GENERATION_MAX));
-            past.certificates.push_back(certificate);
-        }
-        let surplus = past.certificates.len().saturating_sub(CERTIFICATES_MAX);
-        past.certificates.drain(..surplus);
-        past
-    }
-
-    fn take(&mut self, key: &str, value: Value, same_boot: bool) {
-        match *key.split('/').collect::<Vec<_>>() {
-            ["config"] => self.config = value.get("text").and_then(Value::as_str).map(str::to_owned),
-            ["pool", name] => {
-                let number = |key| value.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-                let known = (PoolName::parse(name), number("wanted"), number("min"), number("max"));
-                if let (Ok(name), Some(wanted), Some(min), Some(max)) = known
-                    && same_boot
-                    && !self.ending
-                {
-                    self.pools.insert(name, PastPool { wanted, size: (min, max) });
-                }
-            }
-            ["worker", name, slot] => {
-                let record = serde_json::from_value::<WorkerRecord>(value);
-                let (Ok(name), Ok(slot), Ok(record)) = (PoolName::parse(name), slot.parse(), record) else {
-                    self.damage.push(format!("the record {key} is not one"));
-                    return;
-                };
-                let generation = record.generation.unwrap_or(0);
-                if generation > GENERATION_MAX {
-                    self.damage.push(format!("the record {key} counts further than anybody can"));
-                    return;
-                }
-                self.generation = self.generation.max(generation);
-                if same_boot {
-                    self.workers.insert((name, slot), record);
-                }
-            }
-            // Of a later build with the same layout: not ours to understand.
-            _ => {}
         }
     }
 }

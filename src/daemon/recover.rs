@@ -13,7 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::adopt::{Left, Settled, settle};
 use super::birth::{IDS, RANGES};
 use super::launch::Directories;
-use super::persist::{Past, PastPool, Persist, boot_id};
+use super::past::{Past, PastPool};
+use super::persist::{Persist, boot_id};
 use super::reload::Change;
 use super::state::{Chore, Freed, Place};
 use super::{Error, clock};
@@ -103,6 +104,7 @@ impl Recovery {
         end_leftovers(cgroups, &self.left.doomed, &unwanted)?;
         let remains = Leftovers::find(dirs, &trees)?;
         let generation = remains.last.max(Generation(self.past.generation.max(self.left.generation)));
+        self.persist.keep_generation(generation);
         Ok(Recovered {
             persist: self.persist,
             ledger: self.ledger,

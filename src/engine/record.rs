@@ -40,6 +40,9 @@ pub struct WorkerRecord {
     /// When the phase is overdue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Time>,
+    /// When the start or stop began that the deadline ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<Time>,
     /// Since when it has been ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_at: Option<Time>,
@@ -74,6 +77,18 @@ impl WorkerRecord {
         }
     }
 
+    /// Whether nothing can have ended yet in its phase: a certificate of that, which only a damaged record has, would keep its
+    /// true end from being seen.
+    const fn cannot_have_ended(&self) -> bool {
+        matches!(self.phase, Phase::Spawning | Phase::Aborting | Phase::Starting | Phase::Running | Phase::Stopping)
+    }
+
+    /// The record for a daemon that is to begin everything anew: nothing of the past holds the worker back.
+    #[must_use]
+    pub fn to_begin_again(self) -> Self {
+        Self { after: Some(After::Again), in_row: 0, recent: Vec::new(), ..self }
+    }
+
     /// The record of a worker that was found in `phase`, of which nothing else is known than what an `older` record says.
     #[must_use]
     pub fn assumed(generation: u64, phase: Phase, older: Option<Self>, now: Time) -> Self {
@@ -87,6 +102,7 @@ impl WorkerRecord {
             cause: None,
             certified: false,
             deadline: None,
+            began: None,
             ready_at: (phase == Phase::Running).then_some(now),
             own_interval_usec: None,
             restarts,
@@ -121,6 +137,7 @@ impl Worker {
             cause: self.cause.or(self.meant),
             certified: self.certified,
             deadline: self.deadline,
+            began: self.deadline.and(Some(self.began)),
             ready_at: self.ready_at,
             own_interval_usec: self.own_interval.and_then(|interval| u64::try_from(interval.as_micros()).ok()),
             restarts: self.restarts,
@@ -136,8 +153,23 @@ impl Worker {
         worker.generation = record.generation.map(Generation);
         worker.after = record.after;
         worker.verdict = record.verdict;
-        worker.cause = record.cause;
-        worker.certified = record.certified;
+        // Of one whose spawn is not answered nothing is ended yet: if it ends now, that is its own end.
+        match record.phase {
+            Phase::Aborting => worker.meant = record.cause,
+            Phase::Stopped
+            | Phase::Crashed
+            | Phase::Queued
+            | Phase::Spawning
+            | Phase::Starting
+            | Phase::Running
+            | Phase::Stopping
+            | Phase::Killing
+            | Phase::Emptying
+            | Phase::Waiting
+            | Phase::Stuck => worker.cause = record.cause,
+        }
+        worker.certified = record.certified && !record.cannot_have_ended();
+        worker.began = record.began.map_or(now, |began| began.min(now));
         worker.ready_at = record.ready_at.map(|ready| ready.min(now));
         worker.own_interval = record.own_interval_usec.map(Duration::from_micros);
         worker.restarts = record.restarts;
@@ -153,47 +185,57 @@ impl Worker {
             Aborting, Crashed, Emptying, Killing, Queued, Running, Spawning, Starting, Stopped, Stopping, Stuck,
             Waiting,
         };
+        if self.generation.is_none() && record.had_processes() {
+            // Processes that nobody has started: nothing can end, so it begins.
+            self.phase = Queued;
+            return;
+        }
+        // No restart was ever decided for later than this.
+        let latest = cx.now.after(cx.policy.restart.delay_max);
+        if let Verdict::Restart(at) = self.verdict {
+            self.verdict = Verdict::Restart(at.min(latest));
+        }
+        let fate = if self.generation.is_some() { fate } else { Fate::Nothing };
         match (fate, self.phase) {
-            (Fate::Nothing, Stopped | Crashed | Queued) => {}
-            (Fate::Nothing, Waiting) => {
-                let latest = cx.now.after(cx.policy.restart.delay_max);
+            // There was nothing to end, whatever was found.
+            (Fate::Nothing | Fate::Abandoned | Fate::Ended(_), Stopped | Crashed | Queued) => {}
+            (Fate::Nothing | Fate::Abandoned | Fate::Ended(_), Waiting) => {
                 self.deadline = Some(record.deadline.map_or(cx.now, |deadline| deadline.min(latest)));
             }
             // Its spawn had not come far enough for anything to be there.
-            (Fate::Nothing, Spawning | Aborting | Starting | Running | Stopping | Killing | Emptying | Stuck)
-            | (Fate::Abandoned, _) => self.lose(cx),
+            (
+                Fate::Nothing | Fate::Abandoned,
+                Spawning | Aborting | Starting | Running | Stopping | Killing | Emptying | Stuck,
+            ) => self.lose(cx),
             (Fate::Lives, Spawning) => {
                 self.in_flight = true;
-                self.deadline = Some(cx.now.after(cx.policy.startup.ready_timeout));
+                self.start_again(record, cx);
             }
-            (Fate::Lives, Starting) => {
-                let (least, most) = (cx.now.after(READY_GRACE), cx.now.after(EXTENSION_MAX));
-                self.deadline = Some(record.deadline.map_or(least, |deadline| deadline.min(most).max(least)));
-            }
+            (Fate::Lives, Starting) => self.start_again(record, cx),
             (Fate::Lives, Running) => self.watch_again(cx),
             (Fate::Lives, Stopping) => self.ask_again(record, cx),
-            // A record of one that is down or dead beside processes that live: the processes are right.
-            (Fate::Lives, Stopped | Crashed | Queued | Waiting | Aborting | Killing | Emptying | Stuck) => {
-                self.kill_again(cx);
-            }
-            (Fate::Ended(ended), _) => {
+            (Fate::Lives, Aborting | Killing | Stuck) => self.kill_again(cx),
+            (Fate::Lives, Stopped | Crashed | Queued | Waiting | Emptying) => self.kill_unexpected(cx),
+            (Fate::Ended(ended), Spawning | Aborting | Starting | Running | Stopping | Killing | Emptying | Stuck) => {
                 self.phase = if self.certified { Emptying } else { self.phase };
                 self.end_unseen(ended, cx);
             }
         }
     }
 
-    /// Its generation came to nothing while nobody watched, and not by its own fault: it begins anew, past the restart
-    /// policy, unless it was to be down.
+    /// Its generation came to nothing while nobody watched. What was known of its end before stays. An end that was begun for
+    /// a reason counts as that; without one it was not its own fault, and it begins anew, past the restart policy, unless it
+    /// was to be down.
     fn lose(&mut self, cx: &mut Context<'_>) {
-        if !self.certified && self.generation.is_some() {
-            let cause = self.cause.unwrap_or(Cause::Shutdown);
+        self.cause = self.cause.or(self.meant);
+        if let (false, Some(cause)) = (self.certified, self.cause) {
+            self.certify(cause, None, cx);
+        } else if !self.certified {
             self.certified = true;
-            self.emit(cx, |worker, generation| Effect::Certify(worker, generation, cause));
-        }
-        if self.after.is_none() {
+            self.emit(cx, |worker, generation| Effect::Certify(worker, generation, Cause::Shutdown));
             self.verdict = Verdict::Restart(cx.now);
         }
+        self.in_flight = false;
         self.phase = Phase::Emptying;
         self.deadline = Some(cx.now.after(cx.policy.stop.kill_timeout));
     }
@@ -206,20 +248,38 @@ impl Worker {
         }
     }
 
+    /// It was on its way to be ready: the time that it has for that goes on.
+    fn start_again(&mut self, record: &WorkerRecord, cx: &Context<'_>) {
+        let least = cx.now.after(READY_GRACE);
+        let deadline = self.deadline_kept(record, cx.policy.startup.ready_timeout, cx.now);
+        self.deadline = Some(deadline.max(least));
+    }
+
+    /// The deadline of a start or stop that takes `patience` and can have been prolonged; from now, if none was written down.
+    fn deadline_kept(&self, record: &WorkerRecord, patience: Duration, now: Time) -> Time {
+        let most = self.began.after(patience.max(EXTENSION_MAX));
+        record.deadline.map_or(now.after(patience), |deadline| deadline.min(most))
+    }
+
     /// It was asked to end by a daemon that is gone, or said that it ends: its grace goes on.
     fn ask_again(&mut self, record: &WorkerRecord, cx: &mut Context<'_>) {
-        let most = cx.now.after(cx.policy.stop.grace);
-        self.deadline = Some(record.deadline.map_or(most, |deadline| deadline.min(most)));
+        self.deadline = Some(self.deadline_kept(record, cx.policy.stop.grace, cx.now));
         if self.cause.is_some() {
             let signal = cx.policy.stop.signal;
             self.emit(cx, |worker, generation| Effect::Signal(worker, generation, signal));
         }
     }
 
+    /// It was being killed: that may not have been done. Its cause stays what it was, which is none for one that said by itself
+    /// that it ends.
     fn kill_again(&mut self, cx: &mut Context<'_>) {
-        let down = matches!(self.phase, Phase::Stopped | Phase::Crashed);
-        if down && self.after.is_none() {
-            self.after = Some(After::Down);
+        self.kill(None, cx);
+    }
+
+    /// It lives and should not: the processes are right, and what its record says comes true once they are gone.
+    fn kill_unexpected(&mut self, cx: &mut Context<'_>) {
+        if matches!(self.phase, Phase::Stopped | Phase::Crashed) {
+            self.after = self.after.or(Some(After::Down));
         }
         self.kill(Some(Cause::Shutdown), cx);
     }

@@ -54,7 +54,7 @@ pub(super) struct Worker {
     /// Its spawn is not answered, and not cut short.
     pub(super) in_flight: bool,
     /// When the start or stop began that an extension prolongs.
-    began: Time,
+    pub(super) began: Time,
     /// When the phase is overdue.
     pub(super) deadline: Option<Time>,
     pub(super) ready_at: Option<Time>,
@@ -420,7 +420,7 @@ impl Worker {
     }
 
     /// Writes the end of the generation down, once; `otherwise` is the cause if we did nothing to end it.
-    fn certify(&mut self, otherwise: Cause, ended: Option<Ended>, cx: &mut Context<'_>) {
+    pub(super) fn certify(&mut self, otherwise: Cause, ended: Option<Ended>, cx: &mut Context<'_>) {
         if self.certified {
             return;
         }

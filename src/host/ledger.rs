@@ -109,8 +109,7 @@ impl Ledger {
                 Err(source) => return Err(LedgerError::Read { source }),
             }
         }
-        let whole = bytes.get(..length).unwrap_or_default().chunks_exact(size_of::<Entry>());
-        Ok(whole.filter_map(parse).map(|entry| (entry.generation, entry)).collect())
+        Ok(read_entries(bytes.get(..length).unwrap_or_default()))
     }
 
     /// Marks a place as a living worker's. Places that are none are ignored.
@@ -151,6 +150,13 @@ impl Ledger {
         self.bytes = end;
         Ok(())
     }
+}
+
+/// All whole entries of a ledger's bytes, by generation.
+#[must_use]
+pub fn read_entries(bytes: &[u8]) -> BTreeMap<u64, Entry> {
+    let whole = bytes.chunks_exact(size_of::<Entry>());
+    whole.filter_map(parse).map(|entry| (entry.generation, entry)).collect()
 }
 
 fn parse(bytes: &[u8]) -> Option<Entry> {

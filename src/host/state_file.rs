@@ -63,7 +63,8 @@ pub struct Loaded {
 }
 
 /// One line: checksum, length, and `{"key":…,"value":…}`.
-fn encode(key: &str, value: &Value) -> Vec<u8> {
+#[must_use]
+pub fn encode(key: &str, value: &Value) -> Vec<u8> {
     let body = serde_json::json!({ "key": key, "value": value }).to_string();
     format!("{:08x} {} {body}\n", crc32fast::hash(body.as_bytes()), body.len()).into_bytes()
 }
@@ -116,6 +117,13 @@ fn read_lines(dir: BorrowedFd<'_>, name: &str) -> Result<Loaded, StateFileError>
         return Ok(loaded);
     }
     let bytes = read_all(&file, size).map_err(failed("read", name))?;
+    Ok(read_records(&bytes))
+}
+
+/// All whole lines of a file's bytes, and what is wrong with the others.
+#[must_use]
+pub fn read_records(bytes: &[u8]) -> Loaded {
+    let mut loaded = Loaded::default();
     let (mut bad, mut first_bad) = (0_u64, 0);
     for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         // The last line of a daemon that was killed while it wrote.
@@ -131,7 +139,7 @@ fn read_lines(dir: BorrowedFd<'_>, name: &str) -> Result<Loaded, StateFileError>
     if bad > 0 {
         loaded.damage = Some(format!("{bad} of its lines are not what was written, the first is line {first_bad}"));
     }
-    Ok(loaded)
+    loaded
 }
 
 fn read_all(file: &OwnedFd, size: u64) -> Result<Vec<u8>, Errno> {

@@ -6,7 +6,7 @@ use halsup::engine::Time;
 use halsup::spec::{Heartbeat, HeartbeatSource};
 
 /// What is owed to, and by, one ready worker.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Beats {
     pub(crate) rule: Heartbeat,
     /// Nothing is expected of the worker before this.

@@ -13,7 +13,7 @@ pub(crate) enum Ask {
     Size,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) ask: Ask,
     targets: Vec<WorkerId>,

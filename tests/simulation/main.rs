@@ -5,10 +5,13 @@
 
 mod beats;
 mod calls;
+mod deaths;
 mod dice;
 mod operator;
 mod place;
+mod programs;
 mod promises;
+mod takeover;
 mod world;
 
 use world::World;
@@ -20,7 +23,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
 #[test]
 fn every_promise_holds_under_every_seed() {
     let first = number("HALSUP_SIMULATION_FIRST", 0);
-    let mut spawns = 0;
+    let (mut spawns, mut deaths) = (0, 0);
     for seed in first..first + number("HALSUP_SIMULATION_SEEDS", 2000) {
         let mut world = World::new(seed, false);
         if let Err(broken) = world.run() {
@@ -31,8 +34,9 @@ fn every_promise_holds_under_every_seed() {
             panic!("{tail}\nseed {seed}: {broken}");
         }
         spawns += world.spawns;
+        deaths += world.deaths;
     }
-    assert!(spawns > 0, "the world ran nothing");
+    assert!(spawns > 0 && deaths > 0, "the world ran nothing: {spawns} spawns, {deaths} deaths of the daemon");
 }
 
 #[test]

@@ -72,14 +72,15 @@ pub(crate) fn order(dice: &mut Dice, call: CallId, known: Option<&PoolPolicy>) -
         46..54 => Input::KillRequested(call, target(dice), None),
         54..60 => Input::KillRequested(call, target(dice), Some(10)),
         60..78 => Input::ScaleRequested(call, pool(dice), dice.small(0, POOL_SIZE_MAX)),
-        78..88 => Input::ResetRequested(call, target(dice)),
+        78..86 => Input::ResetRequested(call, target(dice)),
+        86..88 => Input::AwaitRequested(call, target(dice)),
         88..90 => Input::PoolRemoved(pool(dice)),
         _ => Input::PoolDefined(PoolId(1), Box::new(reloaded(dice, known))),
     }
 }
 
 /// A reload that changes something, or nothing.
-fn reloaded(dice: &mut Dice, known: Option<&PoolPolicy>) -> PoolPolicy {
+pub(crate) fn reloaded(dice: &mut Dice, known: Option<&PoolPolicy>) -> PoolPolicy {
     let other = policy(dice);
     let Some(mut same) = known.cloned() else { return other };
     match dice.below(6) {

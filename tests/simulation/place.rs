@@ -37,7 +37,7 @@ pub(crate) enum Stage {
 }
 
 /// One generation, from `Spawn` until nothing of it is left.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) generation: Generation,
     pub(crate) stage: Stage,
@@ -53,8 +53,8 @@ pub(crate) struct Live {
     pub(crate) stuck_at: Option<Time>,
     pub(crate) fate: Option<Fate>,
     began: Time,
-    ready_since: Option<Time>,
-    own_interval: Option<Duration>,
+    pub(crate) ready_since: Option<Time>,
+    pub(crate) own_interval: Option<Duration>,
     pub(crate) beats: Option<Beats>,
 }
 
@@ -70,7 +70,7 @@ impl Live {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Body {
     Down {
         crashed: bool,
@@ -83,7 +83,7 @@ pub(crate) enum Body {
 }
 
 /// One place.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) id: WorkerId,
     pub(crate) wish: Wish,
@@ -92,6 +92,8 @@ pub(crate) struct Place {
     restarts: Vec<Time>,
     /// As last reported by the engine.
     pub(crate) reported: Option<State>,
+    /// Restarts over its whole life, as last listed.
+    pub(crate) counted: u64,
     /// What the engine must do about it in this turn, in this order.
     pub(crate) owed: Vec<Effect>,
     /// Calls that wait for it to come up, or to go down, wait no more.
@@ -109,6 +111,7 @@ impl Place {
             in_row: 0,
             restarts: Vec::new(),
             reported: None,
+            counted: 0,
             owed: Vec::new(),
             up_settled: false,
             down_settled: false,
@@ -123,7 +126,7 @@ impl Place {
         }
     }
 
-    fn live_mut(&mut self) -> Option<&mut Live> {
+    pub(crate) fn live_mut(&mut self) -> Option<&mut Live> {
         match &mut self.body {
             Body::Live(live) => Some(live),
             Body::Down { .. } | Body::Due | Body::Delayed(..) => None,
@@ -315,7 +318,7 @@ impl Place {
         }
     }
 
-    fn judge(&mut self, policy: &Restart, cause: Cause, ready_since: Option<Time>, now: Time) -> Fate {
+    pub(crate) fn judge(&mut self, policy: &Restart, cause: Cause, ready_since: Option<Time>, now: Time) -> Fate {
         if !policy.enabled {
             return if cause == Cause::Itself(Ended::Exited(0)) { Fate::Stop } else { Fate::Crash };
         }
@@ -478,7 +481,7 @@ impl Place {
         }
     }
 
-    fn forget_failures(&mut self) {
+    pub(crate) fn forget_failures(&mut self) {
         self.in_row = 0;
         self.restarts.clear();
     }

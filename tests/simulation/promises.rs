@@ -12,28 +12,28 @@ use crate::place::{Body, Place, Wish};
 
 pub(crate) type Verdict = Result<(), String>;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Pool {
     pub(crate) policy: PoolPolicy,
     pub(crate) wanted: u32,
     pub(crate) removed: bool,
     /// When the latest starts were; a change of the batch begins anew.
-    starts: VecDeque<Time>,
+    pub(crate) starts: VecDeque<Time>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Promises {
     pub(crate) pools: BTreeMap<PoolId, Pool>,
     pub(crate) places: BTreeMap<WorkerId, Place>,
     pub(crate) calls: BTreeMap<CallId, Call>,
     answered: BTreeSet<CallId>,
     /// Answers that need no waiting.
-    owed_answers: Vec<Effect>,
+    pub(crate) owed_answers: Vec<Effect>,
     /// Each generation ever spawned, and whether its end was certified.
     pub(crate) generations: BTreeMap<Generation, bool>,
-    last_generation: u64,
-    shutdown: Option<Time>,
-    expired: bool,
+    pub(crate) last_generation: u64,
+    pub(crate) shutdown: Option<Time>,
+    pub(crate) expired: bool,
     pub(crate) finished: bool,
 }
 
@@ -57,8 +57,9 @@ impl Promises {
     pub(crate) fn hear(&mut self, input: &Input, now: Time) {
         match input {
             Input::PoolDefined(pool, policy) => self.pool_defined(*pool, policy, now),
-            // Said by a daemon that takes over from another; this world's never does.
-            Input::PoolRestored(..) | Input::AwaitRequested(..) => {}
+            // `Promises::taken_over` hears what this is about: the truth, and never the records.
+            Input::PoolRestored(..) => {}
+            Input::AwaitRequested(call, target) => self.await_requested(*call, *target, now),
             Input::PoolRemoved(pool) => self.pool_removed(*pool, now),
             Input::StartRequested(call, target) => self.bring_up(*call, *target, false, now),
             Input::RestartRequested(call, target) => self.bring_up(*call, *target, true, now),
@@ -131,7 +132,7 @@ impl Promises {
         self.fit(id, now);
     }
 
-    fn fit(&mut self, id: PoolId, now: Time) {
+    pub(crate) fn fit(&mut self, id: PoolId, now: Time) {
         let pool = &self.pools[&id];
         for slot in 0..pool.wanted {
             let worker = WorkerId { pool: id, slot };
@@ -198,6 +199,15 @@ impl Promises {
             });
         }
         self.settle();
+        let pending = targets.iter().copied().filter(|worker| self.places[worker].is_rising()).collect();
+        self.open(id, Ask::Up, targets, (pending, BTreeSet::new()), now);
+    }
+
+    fn await_requested(&mut self, id: CallId, target: Target, now: Time) {
+        if self.is_refused(id) {
+            return;
+        }
+        let Some(targets) = self.reach(target, false) else { return self.owe(id, Answer::NotFound) };
         let pending = targets.iter().copied().filter(|worker| self.places[worker].is_rising()).collect();
         self.open(id, Ask::Up, targets, (pending, BTreeSet::new()), now);
     }
@@ -293,7 +303,7 @@ impl Promises {
     }
 
     /// Lets the calls know who has settled, forgets who is gone.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for (id, place) in &mut self.places {
             let up = std::mem::take(&mut place.up_settled);
             let down = std::mem::take(&mut place.down_settled);

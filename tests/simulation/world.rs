@@ -1,4 +1,4 @@
-//! The world: its own clock, programs that do as they please, a kernel and a transport with faults.
+//! The world: its own clock, and the turns of its daemon.
 //!
 //! A turn is the daemon's: hear what has happened, look at the clock, do what the engine says. What happens is drawn from
 //! the seed alone, so the same seed is the same run.
@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use halsup::engine::{CallId, Effect, Ended, Engine, Input, State, Target, Time};
-use halsup::spec::{Generation, HeartbeatSource, PoolId, WorkerId};
+use halsup::spec::{Generation, PoolId};
 
+use crate::deaths::{Doom, Entry, Files, Point};
 use crate::dice::Dice;
 use crate::operator;
+use crate::programs::Process;
 use crate::promises::{Promises, Verdict};
 
 /// More effects than this from one input are a livelock: at most a few for each of a handful of workers.
@@ -20,7 +22,7 @@ const TURNS_MAX: u32 = 200_000;
 
 /// What will have happened at some time.
 #[derive(Debug, Clone)]
-enum Happening {
+pub(crate) enum Happening {
     /// The exec succeeds.
     Exec(Generation),
     /// The spawn fails.
@@ -39,38 +41,44 @@ enum Happening {
     Order,
     Define(u32),
     Shutdown(Duration),
-}
-
-/// What a spawned generation really is.
-#[derive(Debug)]
-struct Process {
-    id: WorkerId,
-    beat_every: Duration,
-    runs: bool,
-    said_ready: bool,
-    dead: bool,
-    hangs: bool,
-    ignores_term: bool,
+    /// The daemon will be killed soon.
+    Doom,
+    /// Another daemon starts.
+    Return,
+    /// Its init gives up waiting for another daemon after the death with this number.
+    Orphaned(Generation, u64),
 }
 
 #[derive(Debug)]
 pub(crate) struct World {
-    dice: Dice,
-    now: Time,
-    engine: Engine,
-    promises: Promises,
-    agenda: BTreeMap<(Time, u64), Happening>,
+    pub(crate) dice: Dice,
+    pub(crate) now: Time,
+    pub(crate) engine: Engine,
+    pub(crate) promises: Promises,
+    pub(crate) agenda: BTreeMap<(Time, u64), Happening>,
     sequence: u64,
-    processes: BTreeMap<Generation, Process>,
+    pub(crate) processes: BTreeMap<Generation, Process>,
+    /// Decided in this turn, and not done yet.
+    pub(crate) pending: Vec<Effect>,
+    pub(crate) files: Files,
+    /// How long the inits of each pool wait for another daemon.
+    pub(crate) patiences: BTreeMap<PoolId, Option<Duration>>,
+    /// No daemon is there.
+    pub(crate) away: bool,
+    pub(crate) doom: Option<Doom>,
+    /// Whether daemons are killed in this run.
+    mortal: bool,
     calls: u64,
-    calm: bool,
+    pub(crate) calm: bool,
     stalls: bool,
-    long_extensions: bool,
-    finished: u32,
+    pub(crate) long_extensions: bool,
+    pub(crate) finished: u32,
     turns: u32,
     /// The last lines of what was heard and done, if they are kept.
     pub(crate) trace: Option<Vec<String>>,
     pub(crate) spawns: u64,
+    /// How often a daemon was killed.
+    pub(crate) deaths: u64,
 }
 
 impl World {
@@ -78,6 +86,13 @@ impl World {
         let mut dice = Dice::new(seed);
         let last = if dice.chance(10) { u64::MAX - dice.below(20) } else { 0 };
         let (stalls, long_extensions) = (dice.chance(30), dice.chance(2));
+        // Where generations begin anew, nobody can count on from the highest.
+        let mortal = last == 0 && dice.chance(60);
+        let patiences = (1..=3).map(|pool| {
+            let patience = dice.pick(&[Some(0), Some(5), Some(60), Some(60), None, None]);
+            (PoolId(pool), patience.map(Duration::from_secs))
+        });
+        let patiences = patiences.collect();
         Self {
             engine: Engine::with_last_generation(dice.next(), Generation(last)),
             promises: Promises::new(last),
@@ -86,6 +101,12 @@ impl World {
             agenda: BTreeMap::new(),
             sequence: 0,
             processes: BTreeMap::new(),
+            pending: Vec::new(),
+            files: Files::default(),
+            patiences,
+            away: false,
+            doom: None,
+            mortal,
             calls: 0,
             calm: false,
             stalls,
@@ -94,6 +115,7 @@ impl World {
             turns: 0,
             trace: traced.then(Vec::new),
             spawns: 0,
+            deaths: 0,
         }
     }
 
@@ -108,6 +130,12 @@ impl World {
         for _ in 0..self.dice.below(16) {
             let when = self.dice.within(chaos);
             self.at(when, Happening::Order);
+        }
+        if self.mortal {
+            for _ in 0..=self.dice.below(4) {
+                let when = self.dice.within(chaos);
+                self.at(when, Happening::Doom);
+            }
         }
         let abrupt = self.dice.chance(25);
         if abrupt {
@@ -131,7 +159,10 @@ impl World {
     /// No new faults: every process that still lives answers, every spawn succeeds, nobody orders anything.
     fn become_calm(&mut self) {
         self.calm = true;
-        self.agenda.retain(|_, happening| !matches!(happening, Happening::Order | Happening::Define(_)));
+        self.doom = None;
+        let over =
+            |happening: &Happening| matches!(happening, Happening::Order | Happening::Define(_) | Happening::Doom);
+        self.agenda.retain(|_, happening| !over(happening));
         let alive: Vec<Generation> =
             self.processes.iter().filter(|(_, p)| p.runs && !p.dead).map(|(&g, _)| g).collect();
         for generation in alive {
@@ -192,7 +223,7 @@ impl World {
         CallId(self.calls)
     }
 
-    fn at(&mut self, later: Duration, happening: Happening) {
+    pub(crate) fn at(&mut self, later: Duration, happening: Happening) {
         self.sequence += 1;
         self.agenda.insert((self.now.after(later), self.sequence), happening);
     }
@@ -200,7 +231,8 @@ impl World {
     fn run_until(&mut self, end: Time) -> Verdict {
         loop {
             let agenda = self.agenda.first_key_value().map(|((time, _), _)| *time);
-            let Some(mut next) = [agenda, self.engine.next_deadline()].into_iter().flatten().min() else {
+            let deadline = self.engine.next_deadline().filter(|_| !self.away);
+            let Some(mut next) = [agenda, deadline].into_iter().flatten().min() else {
                 return Ok(());
             };
             if next > end {
@@ -220,16 +252,53 @@ impl World {
         if self.turns > TURNS_MAX {
             return Err("the run does not end".into());
         }
+        if !self.away && self.is_doomed(Point::Between) {
+            self.daemon_dies(None);
+        }
+        let before = self.is_doomed(Point::BeforeRecords).then(|| self.promises.clone());
         while let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 <= self.now) {
             let happening = entry.remove();
             self.happen(happening)?;
+        }
+        if self.away {
+            return Ok(());
         }
         self.engine.handle_timeout(self.now);
         self.promises.tick(self.now);
         self.take_effects()?;
         self.promises.hold_deficits(self.now)?;
         self.check_deadline()?;
-        self.check_views()
+        self.check_views()?;
+        self.finish_turn(before)
+    }
+
+    /// Writes down what was decided, then does it; or is killed at some point of that.
+    fn finish_turn(&mut self, before: Option<Promises>) -> Verdict {
+        let effects = std::mem::take(&mut self.pending);
+        self.files.certify(&effects)?;
+        if let Some(before) = before.filter(|_| !effects.is_empty()) {
+            self.daemon_dies(Some(before));
+            return Ok(());
+        }
+        let changes = self.engine.take_changes();
+        self.files.write(changes, &self.promises);
+        let done = match effects.len() {
+            0 => 0,
+            _ if self.is_doomed(Point::BeforeEffects) => 0,
+            some if self.is_doomed(Point::AmongEffects) => usize::try_from(self.dice.below(some as u64)).expect("few"),
+            all => all,
+        };
+        for effect in effects.iter().take(done) {
+            self.perform(effect);
+        }
+        if done < effects.len() {
+            self.daemon_dies(None);
+        } else if !effects.is_empty()
+            && let Some(doom) = &mut self.doom
+        {
+            doom.spared = doom.spared.saturating_sub(1);
+        }
+        Ok(())
     }
 
     /// Called too late is an omission, called at once again is a livelock.
@@ -255,11 +324,15 @@ impl World {
             if Some(view.state) != place.reported || missed.is_some_and(|missed| missed != view.missed) {
                 return Err(format!("the listing says {view:?}; missed are {missed:?}"));
             }
+            if view.restarts < place.counted {
+                return Err(format!("the listing says {view:?}, and {} restarts were counted before", place.counted));
+            }
+            place.counted = view.restarts;
         }
         Ok(())
     }
 
-    fn tell(&mut self, input: Input) -> Verdict {
+    pub(crate) fn tell(&mut self, input: Input) -> Verdict {
         if let Some(trace) = &mut self.trace {
             trace.push(format!("{:>14} <- {input:?}", self.now.0));
         }
@@ -269,7 +342,11 @@ impl World {
     }
 
     /// A fact reaches the daemon, perhaps once more later.
-    fn report(&mut self, input: Input) -> Verdict {
+    pub(crate) fn report(&mut self, input: Input) -> Verdict {
+        if self.away {
+            self.unheard(input);
+            return Ok(());
+        }
         if !self.calm && self.dice.chance(5) {
             let later = self.dice.millis(0, 20_000);
             self.at(later, Happening::News(input.clone()));
@@ -277,7 +354,20 @@ impl World {
         self.tell(input)
     }
 
-    fn take_effects(&mut self) -> Verdict {
+    /// Nobody hears it now. What a program says waits in its socket; who dies leaves what it leaves; a probe is lost.
+    fn unheard(&mut self, input: Input) {
+        let (Input::BecameReady(_, generation)
+        | Input::TimeoutExtended(_, generation, _)
+        | Input::BeatIntervalSet(_, generation, _)
+        | Input::StopAnnounced(_, generation)
+        | Input::BreakageAnnounced(_, generation)) = input
+        else {
+            return;
+        };
+        self.processes.get_mut(&generation).expect("spawned").unheard.push(input);
+    }
+
+    pub(crate) fn take_effects(&mut self) -> Verdict {
         let effects: Vec<Effect> = std::iter::from_fn(|| self.engine.poll_effect()).take(EFFECTS_MAX + 1).collect();
         if effects.len() > EFFECTS_MAX {
             return Err("effects without end".into());
@@ -286,9 +376,7 @@ impl World {
             trace.extend(effects.iter().map(|effect| format!("{:>14} -> {effect:?}", self.now.0)));
         }
         self.promises.hold(&effects, self.now)?;
-        for effect in &effects {
-            self.perform(effect);
-        }
+        self.pending.extend(effects);
         Ok(())
     }
 
@@ -307,71 +395,7 @@ impl World {
         }
     }
 
-    fn spawn(&mut self, id: WorkerId, generation: Generation) {
-        self.spawns += 1;
-        let heartbeat = self.promises.pools.get(&id.pool).and_then(|pool| pool.policy.heartbeat);
-        let process = Process {
-            id,
-            beat_every: heartbeat.map_or(Duration::from_secs(1), |heartbeat| heartbeat.interval),
-            runs: false,
-            said_ready: false,
-            dead: false,
-            hangs: false,
-            ignores_term: !self.calm && self.dice.chance(30),
-        };
-        self.processes.insert(generation, process);
-        if self.calm {
-            return self.at(Duration::from_micros(300), Happening::Exec(generation));
-        }
-        let slow = if self.dice.chance(8) { 25_000 } else { 20 };
-        let later = self.dice.millis(0, slow);
-        match self.dice.below(100) {
-            0..14 => self.at(later, Happening::ExecFails(generation)),
-            14..17 => {}
-            _ => self.at(later, Happening::Exec(generation)),
-        }
-    }
-
-    fn terminate(&mut self, generation: Generation) {
-        let Some(process) = self.processes.get(&generation) else { return };
-        if process.ignores_term || process.hangs {
-            return;
-        }
-        let later = if self.calm { Duration::from_millis(5) } else { self.dice.millis(0, 3000) };
-        let ended = self.dice.pick(&[Ended::Exited(0), Ended::Signalled(15), Ended::Exited(3)]);
-        self.at(later, Happening::Dies(generation, ended, false));
-    }
-
-    fn kill(&mut self, generation: Generation) {
-        let Some(process) = self.processes.get(&generation) else { return };
-        let uninterruptible = !self.calm && self.dice.chance(8);
-        let later = if uninterruptible { self.dice.millis(0, 15_000) } else { self.dice.millis(0, 5) };
-        if !process.runs && self.dice.chance(50) {
-            self.at(later, Happening::ExecFails(generation));
-        }
-        self.at(later, Happening::Dies(generation, Ended::Signalled(9), false));
-    }
-
-    fn ping(&mut self, generation: Generation) {
-        let Some(process) = self.processes.get(&generation) else { return };
-        let (id, hangs) = (process.id, process.hangs);
-        if hangs {
-            return;
-        }
-        let beat = Input::Beat(id, generation);
-        if self.calm {
-            return self.at(Duration::from_millis(1), Happening::Says(generation, beat));
-        }
-        let later = self.dice.millis(0, 800);
-        match self.dice.below(100) {
-            0..8 => self.at(later, Happening::Says(generation, Input::PingFailed(id, generation))),
-            8..14 => {}
-            14..22 => self.at(later * 8, Happening::Says(generation, beat)),
-            _ => self.at(later, Happening::Says(generation, beat)),
-        }
-    }
-
-    fn happen(&mut self, happening: Happening) -> Verdict {
+    pub(crate) fn happen(&mut self, happening: Happening) -> Verdict {
         match happening {
             Happening::Exec(generation) => self.exec(generation),
             Happening::ExecFails(generation) => {
@@ -380,25 +404,12 @@ impl World {
                     return Ok(());
                 }
                 process.dead = true;
+                process.emptied = true;
+                process.entry = Some(Entry::NotStarted);
                 let id = process.id;
                 self.report(Input::SpawnFailed(id, generation))
             }
-            Happening::Ready(generation) => {
-                let process = self.processes.get_mut(&generation).expect("spawned");
-                if process.dead || process.said_ready {
-                    return Ok(());
-                }
-                process.said_ready = true;
-                let id = process.id;
-                let pool = self.promises.pools.get(&id.pool);
-                if let Some(heartbeat) = pool.and_then(|pool| pool.policy.heartbeat)
-                    && heartbeat.source == HeartbeatSource::Notify
-                {
-                    process.beat_every = process.beat_every.min(heartbeat.interval);
-                    self.at(Duration::from_millis(50), Happening::SelfBeat(generation));
-                }
-                self.report(Input::BecameReady(id, generation))
-            }
+            Happening::Ready(generation) => self.becomes_ready(generation),
             Happening::SelfBeat(generation) => self.self_beat(generation),
             Happening::Says(generation, input) => {
                 let process = self.processes.get_mut(&generation).expect("spawned");
@@ -411,10 +422,22 @@ impl World {
                 self.report(input)
             }
             Happening::Dies(generation, ended, by_itself) => self.die(generation, ended, by_itself),
-            Happening::Empties(generation) => {
-                let id = self.processes[&generation].id;
-                self.report(Input::Emptied(id, generation))
+            Happening::Empties(generation) => self.empties(generation),
+            Happening::Doom => {
+                self.doom = (!self.away).then(|| Doom::draw(&mut self.dice));
+                Ok(())
             }
+            Happening::Return => self.come_back(),
+            Happening::Orphaned(generation, death) => {
+                self.orphaned(generation, death);
+                Ok(())
+            }
+            // Whoever wants it tries again until there is a daemon.
+            Happening::Define(_) | Happening::Shutdown(_) if self.away => {
+                self.at(Duration::from_secs(1), happening);
+                Ok(())
+            }
+            Happening::News(_) | Happening::Order if self.away => Ok(()),
             Happening::News(input) => self.tell(input),
             Happening::Order => {
                 let call = self.next_call();
@@ -428,88 +451,5 @@ impl World {
             }
             Happening::Shutdown(patience) => self.tell(Input::ShutdownRequested(patience)),
         }
-    }
-
-    fn exec(&mut self, generation: Generation) -> Verdict {
-        let process = self.processes.get_mut(&generation).expect("spawned");
-        if process.dead {
-            return Ok(());
-        }
-        process.runs = true;
-        let id = process.id;
-        if self.calm {
-            self.at(Duration::from_millis(2), Happening::Ready(generation));
-            return self.report(Input::Spawned(id, generation));
-        }
-        if self.dice.chance(3) {
-            self.happen(Happening::Ready(generation))?;
-        }
-        let percent = if self.long_extensions { 50 } else { 90 };
-        if self.dice.chance(percent) {
-            let later = if self.dice.chance(70) { self.dice.millis(0, 400) } else { self.dice.millis(0, 25_000) };
-            self.at(later, Happening::Ready(generation));
-        }
-        self.live(generation, id);
-        self.report(Input::Spawned(id, generation))
-    }
-
-    /// What a program does of its own accord.
-    fn live(&mut self, generation: Generation, id: WorkerId) {
-        if self.dice.chance(55) {
-            let later = if self.dice.chance(40) { self.dice.millis(0, 300) } else { self.dice.millis(0, 40_000) };
-            let ended = self.dice.pick(&[
-                Ended::Exited(0),
-                Ended::Exited(1),
-                Ended::Signalled(11),
-                Ended::OutOfMemory,
-                Ended::Unknown,
-            ]);
-            self.at(later, Happening::Dies(generation, ended, true));
-        }
-        let (most, extends, soon) = if self.long_extensions { (7_200_000, 60, 400) } else { (20_000, 8, 15_000) };
-        let none = !self.long_extensions && self.dice.chance(5);
-        let own_interval = if none { Duration::ZERO } else { self.dice.millis(200, 5000) };
-        let says = [
-            Input::TimeoutExtended(id, generation, self.dice.millis(0, most)),
-            Input::BeatIntervalSet(id, generation, own_interval),
-            Input::StopAnnounced(id, generation),
-            Input::BreakageAnnounced(id, generation),
-            Input::Beat(id, generation),
-        ];
-        for (input, percent) in says.into_iter().zip([extends, 8, 5, 3, 10]) {
-            if self.dice.chance(percent) {
-                let later = self.dice.millis(0, soon);
-                self.at(later, Happening::Says(generation, input));
-            }
-        }
-    }
-
-    fn self_beat(&mut self, generation: Generation) -> Verdict {
-        if !self.calm && self.dice.chance(3) {
-            self.processes.get_mut(&generation).expect("spawned").hangs = true;
-        }
-        let process = &self.processes[&generation];
-        if process.dead || process.hangs || self.finished > 0 {
-            return Ok(());
-        }
-        let (id, every) = (process.id, process.beat_every.max(Duration::from_millis(20)));
-        let percent = if self.calm { 40 } else { self.dice.small(20, 130) };
-        self.at(every * percent / 100, Happening::SelfBeat(generation));
-        self.report(Input::Beat(id, generation))
-    }
-
-    fn die(&mut self, generation: Generation, ended: Ended, by_itself: bool) -> Verdict {
-        let calm = self.calm;
-        let process = self.processes.get_mut(&generation).expect("spawned");
-        if process.dead || (by_itself && calm) {
-            return Ok(());
-        }
-        process.dead = true;
-        process.runs = true;
-        let id = process.id;
-        let stubborn = !self.calm && self.dice.chance(8);
-        let later = if stubborn { self.dice.millis(0, 12_000) } else { self.dice.millis(0, 4) };
-        self.at(later, Happening::Empties(generation));
-        self.report(Input::Exited(id, generation, ended))
     }
 }

@@ -1,0 +1,217 @@
+//! What an earlier daemon has written down, read back: its state file, its certificates, the birth records of its workers.
+//!
+//! Read by the same rules as anything from outside: names by their grammar, numbers in their ranges, and what is not so
+//! counts for nothing and is said. Touches no file: `persist.rs` and `adopt.rs` bring the bytes. Public for `fuzz/`, which holds
+//! it to that for any bytes.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::state::{Freed, Place};
+use crate::engine::WorkerRecord;
+use crate::host::state_file::Loaded;
+use crate::protocol::control::DeathCertificate;
+use crate::protocol::escape;
+use crate::spec::{InstanceName, PoolName};
+
+/// The layout of the records. A file of a later one is put aside; one of an earlier one is understood.
+pub(super) const FORMAT: u64 = 1;
+/// No record names a generation above this; what counts further has been made up.
+pub const GENERATION_MAX: u64 = 1 << 53;
+/// Certificates that are remembered of earlier daemons.
+const CERTIFICATES_MAX: usize = 4096;
+/// Sentences about damage; a file of which more is wrong has been made up.
+const DAMAGE_MAX: usize = 20;
+/// Of a key that means nothing, so much is shown.
+const KEY_CHARS_SHOWN: usize = 80;
+/// The longest name that a directory entry can have.
+const NAME_BYTES_MAX: usize = 255;
+
+/// A pool as it was written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PastPool {
+    /// How many places it is to have.
+    pub wanted: u32,
+    /// The smallest and largest size that its policy allowed.
+    pub size: (u32, u32),
+}
+
+/// What an earlier daemon has written down.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// Every pool.
+    pub pools: BTreeMap<PoolName, PastPool>,
+    /// Every place of a pool, if the machine has not booted since.
+    pub workers: BTreeMap<(PoolName, u32), WorkerRecord>,
+    /// The text of its configuration.
+    pub config: Option<String>,
+    /// Its latest death certificates, oldest first.
+    pub certificates: VecDeque<DeathCertificate>,
+    /// The highest generation that it has given out, as far as is known.
+    pub generation: u64,
+    /// It was ending everything by order.
+    pub ending: bool,
+    /// What was damaged, as sentences.
+    pub damage: Vec<String>,
+}
+
+pub(super) fn worker_key(pool: &PoolName, slot: u32) -> String {
+    format!("worker/{pool}/{slot}")
+}
+
+pub(super) fn pool_key(pool: &PoolName) -> String {
+    format!("pool/{pool}")
+}
+
+impl Past {
+    /// What the records of the state file and of the certificates mean to a daemon of `instance` in this boot.
+    #[must_use]
+    pub fn of(records: Loaded, exits: Loaded, instance: &InstanceName, boot: &str) -> Self {
+        let mut past = Self::default();
+        past.damage.extend(records.damage);
+        past.damage.extend(exits.damage);
+        let latest: BTreeMap<String, Option<Value>> = records.records.into_iter().collect();
+        let header = latest.get("daemon").and_then(Option::as_ref);
+        let text = |key| header.and_then(|header| header.get(key)).and_then(Value::as_str);
+        let understood = header.and_then(|header| header.get("format")).and_then(Value::as_u64) == Some(FORMAT);
+        let ours = text("instance").is_none_or(|named| named == instance.as_str());
+        let usable = understood && ours;
+        if !latest.is_empty() && !usable {
+            past.damage.push(format!(
+                "the records of workers are of another layout or instance than {instance}: what runs is taken over without them"
+            ));
+        }
+        let same_boot = text("boot") == Some(boot);
+        let counted = header.and_then(|header| header.get("generation")).and_then(Value::as_u64).unwrap_or(0);
+        if usable {
+            past.generation = counted.min(GENERATION_MAX);
+        }
+        past.ending = header.and_then(|header| header.get("ending")) == Some(&Value::Bool(true));
+        for (key, value) in latest {
+            let Some(value) = value else { continue };
+            if usable {
+                past.take(&key, value, same_boot);
+            }
+        }
+        for (_, value) in exits.records {
+            let Some(certificate) = value.and_then(|value| serde_json::from_value::<DeathCertificate>(value).ok())
+            else {
+                continue;
+            };
+            past.generation = past.generation.max(certificate.generation.min(GENERATION_MAX));
+            past.certificates.push_back(certificate);
+        }
+        let surplus = past.certificates.len().saturating_sub(CERTIFICATES_MAX);
+        past.certificates.drain(..surplus);
+        past
+    }
+
+    fn take(&mut self, key: &str, value: Value, same_boot: bool) {
+        match *key.split('/').collect::<Vec<_>>() {
+            ["config"] => self.config = value.get("text").and_then(Value::as_str).map(str::to_owned),
+            ["pool", name] => {
+                let number = |key| value.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+                let known = (PoolName::parse(name), number("wanted"), number("min"), number("max"));
+                if let (Ok(name), Some(wanted), Some(min), Some(max)) = known
+                    && same_boot
+                    && !self.ending
+                {
+                    self.pools.insert(name, PastPool { wanted, size: (min, max) });
+                }
+            }
+            ["worker", name, slot] => {
+                let record = serde_json::from_value::<WorkerRecord>(value);
+                let (Ok(name), Ok(slot), Ok(record)) = (PoolName::parse(name), slot.parse(), record) else {
+                    return self.complain(key, "is not one");
+                };
+                if worker_key(&name, slot) != key {
+                    return self.complain(key, "is not as a key is written");
+                }
+                let generation = record.generation.unwrap_or(0);
+                if generation > GENERATION_MAX {
+                    return self.complain(key, "counts further than anybody can");
+                }
+                if generation == 0 && record.had_processes() {
+                    return self.complain(key, "is of processes that nobody has started");
+                }
+                self.generation = self.generation.max(generation);
+                if same_boot {
+                    self.workers.insert((name, slot), record);
+                }
+            }
+            // Of a later build with the same layout: not ours to understand.
+            _ => {}
+        }
+    }
+
+    /// Says that a record counts for nothing, of the first few of them.
+    fn complain(&mut self, key: &str, what: &str) {
+        if self.damage.len() < DAMAGE_MAX {
+            let shown: String = key.chars().take(KEY_CHARS_SHOWN).collect();
+            self.damage.push(format!("the record {} {what}", escape::line(&shown)));
+        }
+    }
+}
+
+/// What a later daemon is to know about a generation: written into its start image, which nobody can change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BirthRecord {
+    pub(super) pool: String,
+    pub(super) slot: u32,
+    pub(super) generation: u64,
+    pub(super) uid: u32,
+    pub(super) frees: Option<Freed>,
+    pub(super) port: Option<u16>,
+    pub(super) work_name: String,
+    pub(super) trees: Vec<(Place, String)>,
+    /// Wall clock, in milliseconds since 1970.
+    pub(super) started_msec: u64,
+    /// What it listens on, in the order in which it was handed in.
+    pub(super) listen: Vec<String>,
+    pub(super) channel: bool,
+    pub(super) notify: bool,
+}
+
+/// A birth record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BirthRecordError {
+    /// It is no JSON, or of another layout.
+    #[error("it is not one")]
+    Layout {
+        /// What the reader says.
+        source: serde_json::Error,
+    },
+    /// It names a directory by something that is no entry's name.
+    #[error("it names a directory {name:?}")]
+    Name {
+        /// The beginning of the name.
+        name: String,
+    },
+}
+
+impl BirthRecord {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it is not what a daemon writes.
+    pub fn read(bytes: &[u8]) -> Result<Self, BirthRecordError> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|source| BirthRecordError::Layout { source })?;
+        let odd = record.directories().find(|name| !is_entry(name));
+        match odd.map(|name| name.chars().take(KEY_CHARS_SHOWN).collect()) {
+            Some(name) => Err(BirthRecordError::Name { name }),
+            None => Ok(record),
+        }
+    }
+
+    /// The names of the directories that are its worker's, to be removed when it has ended.
+    pub fn directories(&self) -> impl Iterator<Item = &str> {
+        self.trees.iter().map(|(_, name)| name.as_str()).chain([self.work_name.as_str()])
+    }
+}
+
+/// Whether a name is one of a directory's entries, and of nothing outside it.
+fn is_entry(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && name.len() <= NAME_BYTES_MAX && !name.contains(['/', '\0'])
+}
