@@ -423,6 +423,13 @@ fn shared(
     })
 }
 
+/// The text of the configuration in force.
+fn config_text(handover: Option<&Handover>, options: &RunOptions) -> String {
+    let read = |path| std::fs::read_to_string(path).ok();
+    let handed = handover.and_then(Handover::config).map(str::to_owned);
+    handed.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default()
+}
+
 fn assemble(
     config: Config,
     options: RunOptions,
@@ -439,9 +446,7 @@ fn assemble(
     let origin = Origin::of(&mut passed, handover.as_mut());
     let mut control = Control::open(&config.daemon, origin, &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
-    let read = |path| std::fs::read_to_string(path).ok();
-    let handed_text = handover.as_ref().and_then(Handover::config).map(str::to_owned);
-    let config_text = handed_text.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
+    let config_text = config_text(handover.as_ref(), &options);
     past.persist.keep_config(&config_text);
     let now = clock::now();
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;

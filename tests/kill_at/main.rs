@@ -7,7 +7,7 @@
 //! ```text
 //! cargo test --release --test kill_at -- --nocapture                        a sample of each scenario, below a minute
 //! HALSUP_KILL=full cargo test --release --test kill_at -- --nocapture       every boundary, double kills at every fourth
-//! HALSUP_KILL=full HALSUP_KILL_ONLY=crash cargo test …                      of the scenarios with this in their name
+//! HALSUP_KILL=full HALSUP_KILL_ONLY=crash,stop cargo test …                 of the scenarios with one of these in their names
 //! HALSUP_KILL=crash:17 cargo test …                                         one boundary of one, with the daemon's log
 //! HALSUP_KILL_RANDOM=500 cargo test …                                       as many random kills (25)
 //! ```
@@ -21,6 +21,7 @@ mod site;
 mod tracer;
 
 mod campaign;
+mod random;
 
 /// Writes past libtest, which swallows what passing tests print.
 pub(crate) fn say(text: &str) {
@@ -50,5 +51,12 @@ fn able() -> bool {
 fn a_kill_at_any_system_call_loses_nothing_and_leaves_nothing() {
     if able() {
         campaign::run();
+    }
+}
+
+#[test]
+fn random_kills_under_load_lose_nobody_who_was_to_be_kept() {
+    if able() {
+        random::run();
     }
 }

@@ -9,13 +9,11 @@ use serde_json::json;
 
 use crate::checker::line::{self, Call, Line};
 use crate::checker::{self, Findings, Instance, Invariant, SETTLE, Violation, cgroups, pause};
-use crate::scenarios::{From, Scenario};
+use crate::scenarios::{From, Keep, Scenario};
 use crate::scene::Scene;
 use crate::site::{Daemon, READY_BUDGET, Site};
 use crate::tracer::{Outcome, Traced, kill};
 
-/// Whether a daemon takes over the workers of the one before it. Until it does, a worker that was to be kept is started anew.
-const ADOPTS: bool = true;
 /// What workers are while nothing is done to them.
 const RESTING: [&str; 3] = ["healthy", "crashed", "stopped"];
 /// After its goal a scenario goes on for this long, for what the daemon still has to put away.
@@ -55,7 +53,7 @@ pub(crate) fn play(scenario: &Scenario, first: u64, second: Option<u64>) -> Roun
         }
     };
     found.0.extend(checker::standing(SETTLE, || look(&site.instance)));
-    if ADOPTS {
+    if scenario.keep == Keep::Runs {
         were_kept(&site, &kept, &mut found);
     }
     match daemon.stop() {
@@ -72,7 +70,7 @@ pub(crate) fn play(scenario: &Scenario, first: u64, second: Option<u64>) -> Roun
 }
 
 /// The pids of the pool that no scenario touches.
-type Kept = Vec<(u32, u64)>;
+pub(crate) type Kept = Vec<(u32, u64)>;
 
 fn kill_in_scenario(site: &Site, scenario: &Scenario, boundary: u64, found: &mut Findings) -> (Outcome, bool, Kept) {
     let (daemon, traced, mut scene) = match scenario.from {
@@ -134,7 +132,7 @@ fn kill_in_recovery(site: &Site, boundary: u64) -> Outcome {
 }
 
 /// The checker, and that everything has come to rest.
-fn look(instance: &Instance) -> Vec<Violation> {
+pub(crate) fn look(instance: &Instance) -> Vec<Violation> {
     let mut found = Findings(checker::look_at_running(instance));
     for (name, state) in states(instance) {
         if !RESTING.contains(&state.as_str()) {
@@ -165,7 +163,7 @@ fn states(instance: &Instance) -> Vec<(String, String)> {
 }
 
 /// The processes of the pool that no scenario touches, each with the time of its start.
-fn pids_of_keep(instance: &Instance) -> Kept {
+pub(crate) fn pids_of_keep(instance: &Instance) -> Kept {
     let Some(base) = cgroups::base(&instance.name) else { return Kept::new() };
     let leaves = cgroups::children(&base.join("pool.keep"));
     let listed = leaves.iter().filter_map(|leaf| std::fs::read_to_string(leaf.join("cgroup.procs")).ok());
@@ -175,7 +173,7 @@ fn pids_of_keep(instance: &Instance) -> Kept {
 }
 
 /// Promise 2: whoever was to be kept runs on.
-fn were_kept(site: &Site, kept: &Kept, found: &mut Findings) {
+pub(crate) fn were_kept(site: &Site, kept: &Kept, found: &mut Findings) {
     for (pid, started) in kept {
         if checker::proc::one(*pid).is_none_or(|one| one.started != *started || one.is_zombie()) {
             found.add(Invariant::Truth, format!("process {pid} of the pool keep of {} is lost", site.instance.name));

@@ -18,11 +18,22 @@ pub(crate) enum From {
     Order,
 }
 
+/// What becomes of the pool `keep`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The next daemon takes its worker over.
+    Runs,
+    /// It ends with the scenario.
+    Ends,
+}
+
 /// One scenario.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) from: From,
     pub(crate) config: &'static str,
+    /// What becomes of the pool that no scenario touches.
+    pub(crate) keep: Keep,
     /// Before the boundaries are counted: waits until everything stands as it has to.
     pub(crate) prepare: fn(&mut Scene<'_>) -> Option<()>,
     /// The order, until its goal is reached.
@@ -62,35 +73,101 @@ const FLOODS: &str = "[pool.web]\nlog = { max_size = '64k', keep = 1 }\ncommand 
 
 /// All of them.
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario { name: "start", from: From::Start, config: "", prepare: nothing, act: keep_is_up },
-    Scenario { name: "start-two-pools", from: From::Start, config: WEB, prepare: nothing, act: both_are_up },
-    Scenario { name: "scale-up", from: From::Order, config: ELASTIC, prepare: web_is_up, act: |s| scale(s, 2) },
-    Scenario { name: "scale-down", from: From::Order, config: ELASTIC, prepare: three_are_up, act: |s| scale(s, 1) },
-    Scenario { name: "stop", from: From::Order, config: WEB, prepare: web_is_up, act: stop },
-    Scenario { name: "start-a-stopped", from: From::Order, config: WEB, prepare: web_is_down, act: start },
-    Scenario { name: "restart", from: From::Order, config: WEB, prepare: web_is_up, act: restart },
-    Scenario { name: "kill-by-order", from: From::Order, config: WEB, prepare: web_is_up, act: kill_by_order },
-    Scenario { name: "crash", from: From::Order, config: WEB, prepare: web_is_up, act: |s| crash(s, Signal::KILL) },
+    Scenario { name: "start", from: From::Start, keep: Keep::Runs, config: "", prepare: nothing, act: keep_is_up },
+    Scenario {
+        name: "start-two-pools",
+        from: From::Start,
+        keep: Keep::Runs,
+        config: WEB,
+        prepare: nothing,
+        act: both_are_up,
+    },
+    Scenario {
+        name: "scale-up",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: ELASTIC,
+        prepare: web_is_up,
+        act: |s| scale(s, 2),
+    },
+    Scenario {
+        name: "scale-down",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: ELASTIC,
+        prepare: three_are_up,
+        act: |s| scale(s, 1),
+    },
+    Scenario { name: "stop", from: From::Order, keep: Keep::Runs, config: WEB, prepare: web_is_up, act: stop },
+    Scenario {
+        name: "start-a-stopped",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: WEB,
+        prepare: web_is_down,
+        act: start,
+    },
+    Scenario { name: "restart", from: From::Order, keep: Keep::Runs, config: WEB, prepare: web_is_up, act: restart },
+    Scenario {
+        name: "kill-by-order",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: WEB,
+        prepare: web_is_up,
+        act: kill_by_order,
+    },
+    Scenario {
+        name: "crash",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: WEB,
+        prepare: web_is_up,
+        act: |s| crash(s, Signal::KILL),
+    },
     Scenario {
         name: "exit-0",
         from: From::Order,
+        keep: Keep::Runs,
         config: EXITS_0,
         prepare: web_is_at_work,
         act: |s| crash(s, Signal::USR1),
     },
-    Scenario { name: "exit-42", from: From::Order, config: EXITS_42, prepare: web_is_at_work, act: exits_for_good },
+    Scenario {
+        name: "exit-42",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: EXITS_42,
+        prepare: web_is_at_work,
+        act: exits_for_good,
+    },
     Scenario {
         name: "ends-by-signal",
         from: From::Order,
+        keep: Keep::Runs,
         config: WEB,
         prepare: web_is_up,
         act: |s| crash(s, Signal::SEGV),
     },
-    Scenario { name: "crash-barrier", from: From::Order, config: BARRIER, prepare: web_is_up, act: meets_its_barrier },
-    Scenario { name: "reset", from: From::Order, config: NEVER_AGAIN, prepare: is_down_for_good, act: reset },
+    Scenario {
+        name: "crash-barrier",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: BARRIER,
+        prepare: web_is_up,
+        act: meets_its_barrier,
+    },
+    Scenario {
+        name: "reset",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: NEVER_AGAIN,
+        prepare: is_down_for_good,
+        act: reset,
+    },
     Scenario {
         name: "reload-changed",
         from: From::Order,
+        keep: Keep::Runs,
         config: WEB,
         prepare: web_is_up,
         act: |s| reload(s, WEB_OTHERWISE, "healthy"),
@@ -98,15 +175,31 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "reload-adding",
         from: From::Order,
+        keep: Keep::Runs,
         config: "",
         prepare: keep_is_up,
         act: |s| reload(s, WEB, "healthy"),
     },
-    Scenario { name: "reload-removing", from: From::Order, config: WEB, prepare: web_is_up, act: reload_away },
-    Scenario { name: "reload-refused", from: From::Order, config: WEB, prepare: web_is_up, act: reload_refused },
+    Scenario {
+        name: "reload-removing",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: WEB,
+        prepare: web_is_up,
+        act: reload_away,
+    },
+    Scenario {
+        name: "reload-refused",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: WEB,
+        prepare: web_is_up,
+        act: reload_refused,
+    },
     Scenario {
         name: "reload-listener",
         from: From::Order,
+        keep: Keep::Runs,
         config: WEB,
         prepare: web_is_up,
         act: |s| reload(s, LISTENS, "healthy"),
@@ -114,26 +207,79 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "listener-gone",
         from: From::Order,
+        keep: Keep::Runs,
         config: LISTENS,
         prepare: web_is_up,
         act: |s| reload(s, WEB, "healthy"),
     },
-    Scenario { name: "listener", from: From::Order, config: LISTENS, prepare: web_is_up, act: restart },
-    Scenario { name: "ready-by-notify", from: From::Order, config: NOTIFIES, prepare: web_is_down, act: start },
-    Scenario { name: "ready-by-file", from: From::Order, config: MAKES_A_FILE, prepare: web_is_down, act: start },
-    Scenario { name: "channel", from: From::Order, config: SPEAKS, prepare: web_is_down, act: start },
+    Scenario {
+        name: "listener",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: LISTENS,
+        prepare: web_is_up,
+        act: restart,
+    },
+    Scenario {
+        name: "ready-by-notify",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: NOTIFIES,
+        prepare: web_is_down,
+        act: start,
+    },
+    Scenario {
+        name: "ready-by-file",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: MAKES_A_FILE,
+        prepare: web_is_down,
+        act: start,
+    },
+    Scenario { name: "channel", from: From::Order, keep: Keep::Runs, config: SPEAKS, prepare: web_is_down, act: start },
     Scenario {
         name: "heartbeat-missed",
         from: From::Order,
+        keep: Keep::Runs,
         config: FALLS_SILENT,
         prepare: silent_is_down,
         act: falls_silent,
     },
-    Scenario { name: "mapped-identity", from: From::Order, config: MAPPED, prepare: web_is_down, act: start_and_stop },
-    Scenario { name: "own-root", from: From::Order, config: OWN_ROOT, prepare: web_is_down, act: start_and_stop },
-    Scenario { name: "output-flood", from: From::Order, config: FLOODS, prepare: web_is_down, act: flood },
-    Scenario { name: "client-vanishes", from: From::Order, config: WEB, prepare: web_is_up, act: vanish },
-    Scenario { name: "shutdown", from: From::Order, config: WEB, prepare: web_is_up, act: shut_down },
+    Scenario {
+        name: "mapped-identity",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: MAPPED,
+        prepare: web_is_down,
+        act: start_and_stop,
+    },
+    Scenario {
+        name: "own-root",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: OWN_ROOT,
+        prepare: web_is_down,
+        act: start_and_stop,
+    },
+    Scenario {
+        name: "output-flood",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: FLOODS,
+        prepare: web_is_down,
+        act: flood,
+    },
+    Scenario {
+        name: "client-vanishes",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: WEB,
+        prepare: web_is_up,
+        act: vanish,
+    },
+    Scenario { name: "shutdown", from: From::Order, keep: Keep::Ends, config: WEB, prepare: web_is_up, act: shut_down },
+    Scenario { name: "leave", from: From::Order, keep: Keep::Runs, config: WEB, prepare: web_is_up, act: leave },
+    Scenario { name: "upgrade", from: From::Order, keep: Keep::Runs, config: WEB, prepare: web_is_up, act: upgrade },
 ];
 
 fn nothing(_: &mut Scene<'_>) -> Option<()> {
@@ -288,4 +434,14 @@ fn vanish(scene: &mut Scene<'_>) -> Option<()> {
 fn shut_down(scene: &mut Scene<'_>) -> Option<()> {
     scene.signal_daemon(Signal::TERM)?;
     scene.state("web.0", "stopped")
+}
+
+fn leave(scene: &mut Scene<'_>) -> Option<()> {
+    scene.signal_daemon(Signal::USR2)?;
+    scene.until_gone();
+    Some(())
+}
+
+fn upgrade(scene: &mut Scene<'_>) -> Option<()> {
+    scene.ask("Upgrade", &json!({})).map(drop)
 }

@@ -62,6 +62,13 @@ impl<'s> Scene<'s> {
         self.events.as_mut()?.event(|event| event["worker"] == worker && event["kind"] == "death").map(drop)
     }
 
+    /// Waits until the daemon has closed the stream of events.
+    pub(crate) fn until_gone(&mut self) {
+        if let Some(events) = &mut self.events {
+            while events.next().is_some() {}
+        }
+    }
+
     /// What is told of this worker.
     pub(crate) fn worker(&mut self, name: &str) -> Option<Value> {
         let list = self.ask("List", &json!({}))?;
@@ -88,7 +95,8 @@ impl<'s> Scene<'s> {
     }
 }
 
-fn send(pid: i32, signal: Signal) -> Option<()> {
+/// Signals a process by a pidfd.
+pub(crate) fn send(pid: i32, signal: Signal) -> Option<()> {
     let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     pidfd_send_signal(&pidfd, signal).ok()
 }

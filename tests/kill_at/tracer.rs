@@ -46,7 +46,11 @@ impl Traced {
                 WaitStatus::PtraceEvent(_, _, event) if event == nix::libc::PTRACE_EVENT_EXEC => return traced,
                 WaitStatus::Stopped(_, signal) => ptrace::cont(traced.pid, signal).expect("let it go on"),
                 WaitStatus::PtraceEvent(..) => ptrace::cont(traced.pid, None).expect("let it go on"),
-                other => panic!("the process did not become another program: {other:?}"),
+                other @ (WaitStatus::Exited(..)
+                | WaitStatus::Signaled(..)
+                | WaitStatus::PtraceSyscall(_)
+                | WaitStatus::Continued(_)
+                | WaitStatus::StillAlive) => panic!("the process did not become another program: {other:?}"),
             }
         }
     }
@@ -89,7 +93,7 @@ impl Traced {
                 }
                 WaitStatus::Stopped(_, stopped_by) => signal = Some(stopped_by),
                 WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return Outcome::Ended(count),
-                _ => {}
+                WaitStatus::PtraceEvent(..) | WaitStatus::Continued(_) | WaitStatus::StillAlive => {}
             }
         }
     }
