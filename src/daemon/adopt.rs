@@ -278,9 +278,20 @@ fn ended(slot: u32, record: WorkerRecord, left: &Left, at_once: bool, ending: bo
     Settled { slot, record, fate, found: None, evidence: Some(evidence), failed }
 }
 
+/// Removes the sockets that workers have from the daemon before and that no pool is to listen on any more.
+fn unlink_unwanted(pools: &[(Change, Vec<Settled>, Option<PastPool>)]) {
+    let wanted: BTreeSet<String> = pools.iter().flat_map(|(change, ..)| &change.spec.listen).map(listen_text).collect();
+    let found = pools.iter().flat_map(|(_, settled, _)| settled).filter_map(|one| one.found.as_ref());
+    let had: BTreeSet<&String> = found.flat_map(|worker| &worker.birth.listen).collect();
+    for path in had.into_iter().filter(|text| !wanted.contains(*text)).filter_map(|text| text.strip_prefix("unix:")) {
+        super::log::best_effort(std::fs::remove_file(path), "another of its workers had it too");
+    }
+}
+
 impl Daemon {
     /// Adds all pools at the start.
     pub(super) fn begin_pools(&mut self, pools: Vec<(Change, Vec<Settled>, Option<PastPool>)>) {
+        unlink_unwanted(&pools);
         for (change, settled, known) in pools {
             self.begin_pool(change, settled, known);
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::event::Timespec;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -19,10 +19,11 @@ use super::log::LogHandle;
 use super::manager::Manager;
 use super::own_files::OwnFiles;
 use super::passed::Passed;
+use super::pool::remove_stale_in;
 use super::probe::Probes;
 use super::ready_file::ReadyFiles;
 use super::recover::{Recovery, end_leftovers};
-use super::reload::{FIRST_START, prepare_all};
+use super::reload::{FIRST_START, discard_sockets, prepare_all};
 use super::signals::Signals;
 use super::sources::Sources;
 use super::state::{Daemon, Shared};
@@ -46,6 +47,8 @@ use crate::spec::{Config, DaemonSpec};
 
 /// How long the lock of a dead daemon is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long that of a cgroup is, whose holder has no name.
+const BASE_PATIENCE: Duration = Duration::from_millis(500);
 /// Pause before the service manager is told once more what it did not take.
 const NOTIFY_PAUSE: Duration = Duration::from_millis(100);
 pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> {
@@ -84,9 +87,7 @@ pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> 
     let signals = Signals::listen(&mut sources).map_err(started("listen to signals"))?;
     let cgroups = CgroupRoot::prepare(Location::discover(&config.daemon.instance, config.daemon.cgroup.as_deref())?)?;
     let handed_lock = handover.as_mut().and_then(|handed| handed.cgroup_lock.take());
-    let Some(cgroup_lock) = handed_lock.map_or_else(|| cgroups.lock(), |lock| Ok(Some(lock)))? else {
-        return Err(Error::SameInstance { instance: config.daemon.instance.to_string() });
-    };
+    let cgroup_lock = handed_lock.map_or_else(|| lock_base(&cgroups, &config.daemon), Ok)?;
     if let Some(handover) = handover.as_ref().filter(|handover| handover.is_trial()) {
         return try_to_follow(&config, &dirs, &cgroups, handover);
     }
@@ -112,6 +113,23 @@ fn try_to_follow(config: &Config, dirs: &Directories, cgroups: &CgroupRoot, hand
     Handover::pass_trial().map_err(|source| Error::Start { operation: "say that the trial is passed", source })
 }
 
+/// The lock of the instance's cgroup. That of a dead daemon goes with its others, though not in the same moment.
+///
+/// # Errors
+/// When a daemon of the same name has it that has other directories.
+fn lock_base(cgroups: &CgroupRoot, spec: &DaemonSpec) -> Result<OwnedFd, Error> {
+    let deadline = clock::after(clock::now(), BASE_PATIENCE);
+    loop {
+        match cgroups.lock()? {
+            Some(base) => return Ok(base),
+            None if clock::now() >= deadline => {
+                return Err(Error::SameInstance { instance: spec.instance.to_string() });
+            }
+            None => pause_for_lock(),
+        }
+    }
+}
+
 /// Removes what a start that failed has made in the cgroup tree.
 ///
 /// Workers of an earlier daemon stay as they are, for a start that succeeds.
@@ -132,6 +150,7 @@ impl Daemon {
         tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
+        self.reap_orphans();
         self.restart_what_differs(old_config);
         self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
     }
@@ -321,13 +340,27 @@ fn wait_for_lock(lock: &OwnedFd) -> Result<(), rustix::io::Errno> {
     let deadline = clock::after(clock::now(), LOCK_PATIENCE);
     loop {
         let taken = flock(lock, FlockOperation::NonBlockingLockExclusive);
-        let dead = || holder(lock).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        let dead = || holder(lock).is_some_and(|pid| !runs(pid));
         if taken != Err(rustix::io::Errno::WOULDBLOCK) || clock::now() >= deadline || !dead() {
             return taken;
         }
-        let pause = Timespec::try_from(Duration::from_millis(2)).unwrap_or_default();
-        super::log::best_effort(rustix::event::poll(&mut [], Some(&pause)), "tried again at once");
+        pause_for_lock();
     }
+}
+
+/// No event tells that a lock is free.
+fn pause_for_lock() {
+    let pause = Timespec::try_from(Duration::from_millis(2)).unwrap_or_default();
+    super::log::best_effort(rustix::event::poll(&mut [], Some(&pause)), "tried again at once");
+}
+
+/// Whether this process has not ended; one that waits to be reaped has.
+fn runs(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let pidfd = pid.map(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()));
+    let Some(Ok(pidfd)) = pidfd else { return false };
+    let mut end = [PollFd::new(&pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut end, Some(&Timespec::default())) != Ok(1)
 }
 
 /// Who holds a lock, by its own word.
@@ -391,6 +424,20 @@ fn shared(
     })
 }
 
+/// The text of the configuration in force.
+fn config_text(handover: Option<&Handover>, options: &RunOptions) -> String {
+    let read = |path| std::fs::read_to_string(path).ok();
+    let handed = handover.and_then(Handover::config).map(str::to_owned);
+    handed.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default()
+}
+
+/// The program before this one has blocked them until somebody listens.
+fn let_signals_through(handover: Option<&Handover>) -> Result<(), Error> {
+    let blocked = handover.is_some();
+    let through = if blocked { unblock_signals() } else { Ok(()) };
+    through.map_err(|source| Error::Start { operation: "let signals through", source })
+}
+
 fn assemble(
     config: Config,
     options: RunOptions,
@@ -399,18 +446,17 @@ fn assemble(
 ) -> Result<(Daemon, Option<String>), Error> {
     let Given { environment, mut passed, mut handover, log, dirs, stacks, mut sources, signals } = given;
     let mut past = Recovery::begin(&config, &dirs, cgroups)?;
-    if handover.is_some() {
-        unblock_signals().map_err(|source| Error::Start { operation: "let signals through", source })?;
-    }
-    let origin = Origin::of(&mut passed, handover.as_mut());
-    let mut control = Control::open(&config.daemon, origin, &mut sources)?;
+    let_signals_through(handover.as_ref())?;
+    // What has a name in the file system comes last, so that a start that fails leaves none.
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
-    let read = |path| std::fs::read_to_string(path).ok();
-    let handed_text = handover.as_ref().and_then(Handover::config).map(str::to_owned);
-    let config_text = handed_text.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
+    let origin = Origin::of(&mut passed, handover.as_mut());
+    let mut control = Control::open(&config.daemon, origin, &mut sources)
+        .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
+    let config_text = config_text(handover.as_ref(), &options);
     past.persist.keep_config(&config_text);
     let now = clock::now();
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
+    remove_stale_in(&config);
     let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
     let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
@@ -461,6 +507,7 @@ fn assemble(
         cgroup_lock: None,
         upgrade: None,
         asked_for_upgrade,
+        strays: handover.is_some(),
         handover,
         finished: false,
         leaves: false,

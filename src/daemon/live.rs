@@ -41,6 +41,18 @@ pub(super) enum Phase {
     Ended,
 }
 
+/// What a worker's word of readiness has come to, which it says but once: it stays in the socket until it has been written
+/// down, so that a daemon that is killed in between leaves it to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadyWord {
+    /// Not said yet.
+    Unheard,
+    /// Heard, and still the next in the socket.
+    Heard,
+    /// Taken out of the socket.
+    Taken,
+}
+
 /// One generation of a worker.
 #[derive(Debug)]
 pub(super) struct Live {
@@ -93,6 +105,8 @@ pub(super) struct Live {
     pub(super) start_failure: Option<StartFailure>,
     /// Number of the next ping.
     pub(super) next_ping: u64,
+    /// What its word of readiness has come to.
+    pub(super) ready_word: ReadyWord,
 }
 
 /// What is known of a generation before it lives.
@@ -144,6 +158,7 @@ impl Live {
             waited: None,
             start_failure: None,
             next_ping: 0,
+            ready_word: ReadyWord::Unheard,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::host::mounts::{MountError, TemplateSpec, build_template, carried_bind
 use crate::host::port;
 use crate::host::seccomp::{Filter, PROFILE_BYTES_MAX, SeccompError};
 use crate::host::workdir::{LinkEntry, WorkDirError, expand_links};
-use crate::spec::{DaemonSpec, Identity, Listen, Net, PoolId, PoolSpec, Root, Seccomp};
+use crate::spec::{Config, DaemonSpec, Identity, Listen, Net, PoolId, PoolSpec, Root, Seccomp};
 
 /// A pool cannot be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +108,12 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Removes the names of its unix sockets.
     pub(super) fn unlink_sockets(&self) {
-        for (listen, _) in &self.listeners {
+        self.unlink_sockets_but(&[]);
+    }
+
+    /// The same but for those that somebody else goes on with.
+    pub(super) fn unlink_sockets_but(&self, kept: &[(Listen, OwnedFd)]) {
+        for (listen, _) in self.listeners.iter().filter(|(own, _)| !kept.iter().any(|(other, _)| other == own)) {
             if let Listen::Unix(path) = listen {
                 super::log::best_effort(std::fs::remove_file(path), "somebody else has removed it");
             }
@@ -270,6 +275,25 @@ fn listener(listen: &Listen, kept: &[(Listen, OwnedFd)]) -> Result<OwnedFd, Pool
             // As systemd's: who may connect is for the directory to say.
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
             Ok(listener.into())
+        }
+    }
+}
+
+/// Removes the sockets in the runtime directory that are nobody's by now: a daemon that was killed cannot remove them, and
+/// the pools that they were for may no longer be in the configuration.
+pub(super) fn remove_stale_in(config: &Config) {
+    let listens = config.pools.iter().flat_map(|pool| &pool.listen);
+    let wanted: Vec<&Path> = listens
+        .filter_map(|listen| match listen {
+            Listen::Unix(path) => Some(path.as_path()),
+            Listen::Tcp(_) => None,
+        })
+        .collect();
+    for entry in std::fs::read_dir(&config.daemon.runtime_dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let own = wanted.contains(&path.as_path()) || path.ends_with(super::control::SOCKET_NAME);
+        if !own && entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            super::log::best_effort(remove_stale(&path), "it harms nobody");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Changing the wanted pools while they run: all or nothing, and only what differs.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 use super::adopt::Left;
 use super::birth::chain;
@@ -10,7 +11,7 @@ use super::upgrade::Handover;
 use super::{Error, control::OWN_CALLS};
 use crate::engine::{Answer, CallId, Input, Target};
 use crate::protocol::control::ReloadReply;
-use crate::spec::{CONFIG_BYTES_MAX, Config, PoolId, PoolName, PoolSpec, parse_config};
+use crate::spec::{CONFIG_BYTES_MAX, Config, Listen, PoolId, PoolName, PoolSpec, parse_config};
 
 /// The daemon's own order to start everything, answered when all first workers are ready or cannot be.
 pub(super) const FIRST_START: CallId = CallId(OWN_CALLS);
@@ -161,6 +162,7 @@ impl Daemon {
         // What the engine alone decides by changes under running workers; everything else needs new ones.
         let program_differs = PoolSpec { policy: change.spec.policy.clone(), ..pool.spec.clone() } != change.spec;
         self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
+        pool.prepared.unlink_sockets_but(&change.prepared.listeners);
         *pool = Pool { id, spec: change.spec, prepared: change.prepared };
         if program_differs {
             self.restart_changed(id);
@@ -222,15 +224,29 @@ pub(super) fn prepare_all(
     handover: Option<&Handover>,
 ) -> Result<Vec<Change>, Error> {
     let mut templates = Templates::default();
-    let prepared = config.pools.iter().map(|spec| {
-        // What was handed over is there also where no worker is left that would have it.
-        let kept: Vec<_> =
-            handover.iter().flat_map(|handed| handed.listeners(spec)).chain(left.listeners(spec)).collect();
-        prepare(spec, &config.daemon, cgroups, &mut templates, &kept)
-            .map(|prepared| Change { spec: spec.clone(), prepared })
-            .map_err(|source| Error::Pool { name: spec.name.clone(), source })
-    });
-    prepared.collect()
+    let mut changes: Vec<Change> = Vec::new();
+    for spec in &config.pools {
+        match prepare(spec, &config.daemon, cgroups, &mut templates, &kept_listeners(spec, left, handover)) {
+            Ok(prepared) => changes.push(Change { spec: spec.clone(), prepared }),
+            Err(source) => {
+                discard_sockets(&changes, left, handover);
+                return Err(Error::Pool { name: spec.name.clone(), source });
+            }
+        }
+    }
+    Ok(changes)
+}
+
+/// The listeners that a pool goes on with: what was handed over is there also where no worker is left that would have it.
+fn kept_listeners(spec: &PoolSpec, left: &Left, handover: Option<&Handover>) -> Vec<(Listen, OwnedFd)> {
+    handover.iter().flat_map(|handed| handed.listeners(spec)).chain(left.listeners(spec)).collect()
+}
+
+/// Removes the sockets that were made for a start that fails; those of workers that live stay theirs.
+pub(super) fn discard_sockets(changes: &[Change], left: &Left, handover: Option<&Handover>) {
+    for change in changes {
+        change.prepared.unlink_sockets_but(&kept_listeners(&change.spec, left, handover));
+    }
 }
 
 fn read_bounded(path: &std::path::Path) -> std::io::Result<String> {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 
 use super::birth::{release, start_failure};
-use super::live::{Live, Phase};
+use super::live::{Live, Phase, ReadyWord, Watched};
 use super::probe::Purpose;
 use super::state::Daemon;
 use crate::engine::Input;
@@ -113,11 +113,18 @@ impl Daemon {
     pub(super) fn on_notify(&mut self, worker: WorkerId, token: Token, budget: Budget) {
         let mut datagram = [0_u8; notify::DATAGRAM_BYTES_MAX + 1];
         for _ in 0..budget.of(DATAGRAMS_A_TURN) {
-            let Some(socket) = self.live.get(&worker).and_then(|live| live.notify.as_ref()) else { return };
-            match recv(&socket.fd, datagram.as_mut_slice(), RecvFlags::DONTWAIT) {
-                Ok((length, _)) => {
+            let first = self.awaits_word(worker, &Ready::Notify, budget);
+            let Some(live) = self.live.get_mut(&worker) else { return };
+            let Some(socket) = &live.notify else { return };
+            match hear(&socket.fd, &mut datagram, first) {
+                Ok(_) if take_word(live) => {}
+                Ok(length) => {
                     let said = notify::parse(datagram.get(..length).unwrap_or_default());
+                    let keeps = keep_word(live.notify.as_ref(), &mut live.ready_word, first, said.ready);
                     self.on_notification(worker, said);
+                    if keeps {
+                        break;
+                    }
                 }
                 Err(Errno::AGAIN) => return,
                 // An error of one datagram is no reason to stop listening (HARDENING M1).
@@ -160,29 +167,48 @@ impl Daemon {
     pub(super) fn on_channel(&mut self, worker: WorkerId, token: Token, budget: Budget) {
         let mut frame = vec![0_u8; channel::FRAME_BYTES_MAX + 1];
         for _ in 0..budget.of(FRAMES_A_TURN) {
+            let first = self.awaits_word(worker, &Ready::Channel, budget);
             let Some(live) = self.live.get_mut(&worker) else { return };
             let Some(socket) = &live.channel else { return };
-            match recv(&socket.fd, frame.as_mut_slice(), RecvFlags::DONTWAIT) {
+            match hear(&socket.fd, &mut frame, first) {
                 // A worker may send an empty packet, which looks like the end; the hang-up that comes with the end tells
                 // them apart no better, and a worker that sends nothing at length has no use for a channel.
-                Ok((0, _)) => {
+                Ok(0) => {
                     if let Some(socket) = live.channel.take() {
                         socket.close(&mut self.sources);
                     }
                     return;
                 }
-                Ok((length, _)) => match FromWorker::decode(frame.get(..length).unwrap_or_default()) {
-                    Ok(said) => self.on_frame(worker, &said),
-                    Err(error) => {
-                        live.junk += 1;
-                        tracing::debug!(target: "worker", %error, "channel of {}", self.worker_name(worker));
+                Ok(_) if take_word(live) => {}
+                Ok(length) => {
+                    let said = FromWorker::decode(frame.get(..length).unwrap_or_default());
+                    let ready = matches!(said, Ok(FromWorker::Ready));
+                    let keeps = keep_word(live.channel.as_ref(), &mut live.ready_word, first, ready);
+                    match said {
+                        Ok(said) => self.on_frame(worker, &said),
+                        Err(error) => {
+                            live.junk += 1;
+                            tracing::debug!(target: "worker", %error, "channel of {}", self.worker_name(worker));
+                        }
                     }
-                },
+                    if keeps {
+                        break;
+                    }
+                }
                 Err(Errno::AGAIN) => return,
                 Err(_) => {}
             }
         }
         self.sources.again(token);
+    }
+
+    /// Whether this worker's word of readiness is still to come, by this way.
+    fn awaits_word(&self, worker: WorkerId, way: &Ready, budget: Budget) -> bool {
+        let Some(live) = self.live.get(&worker).filter(|live| live.ready_word == ReadyWord::Unheard) else {
+            return false;
+        };
+        // Of a worker that has ended, nothing is left to a later daemon.
+        budget == Budget::Turn && self.pools.get(&live.pool).is_some_and(|pool| pool.spec.ready == *way)
     }
 
     fn on_frame(&mut self, worker: WorkerId, said: &FromWorker) {
@@ -247,6 +273,33 @@ impl Daemon {
         }
         self.sources.again(token);
     }
+}
+
+/// Receives a message, or only looks at it, `first`, before it is known whether it is the word of readiness.
+fn hear(socket: &OwnedFd, message: &mut [u8], first: bool) -> Result<usize, Errno> {
+    let flags = if first { RecvFlags::DONTWAIT | RecvFlags::PEEK } else { RecvFlags::DONTWAIT };
+    recv(socket, message, flags).map(|(length, _)| length)
+}
+
+/// Whether the message just received was the word of readiness, heard a turn ago and written down since.
+fn take_word(live: &mut Live) -> bool {
+    let heard = live.ready_word == ReadyWord::Heard;
+    if heard {
+        live.ready_word = ReadyWord::Taken;
+    }
+    heard
+}
+
+/// Leaves a message that was only looked at in the socket if it is the word of readiness, else takes it out; whether it was
+/// left.
+fn keep_word(socket: Option<&Watched>, word: &mut ReadyWord, first: bool, ready: bool) -> bool {
+    if first && ready {
+        *word = ReadyWord::Heard;
+    } else if let Some(socket) = socket.filter(|_| first) {
+        let mut taken = [0_u8; 1];
+        super::log::best_effort(hear(&socket.fd, &mut taken, false), "it was looked at a moment ago");
+    }
+    first && ready
 }
 
 fn say(live: &mut Live, frame: &ToWorker) {

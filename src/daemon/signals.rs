@@ -96,8 +96,8 @@ impl Daemon {
     }
 
     /// Reaps what this process was given as PID 1 or as a subreaper; its own children it waits for by pidfd.
-    fn reap_orphans(&mut self) {
-        if !self.reaps {
+    pub(super) fn reap_orphans(&mut self) {
+        if !self.reaps && !self.strays {
             return;
         }
         // Made once for all of a turn's: thousands of orphans times thousands of workers would be felt.

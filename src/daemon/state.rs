@@ -155,6 +155,8 @@ pub(super) struct Daemon {
     pub(super) holder_search: Option<Time>,
     /// Whether orphans are given to this process.
     pub(super) reaps: bool,
+    /// Whether there may be children of the program that this process was before: workers that ended while it became this one.
+    pub(super) strays: bool,
     /// The lock of the cgroup.
     pub(super) cgroup_lock: Option<OwnedFd>,
     /// An upgrade under way.

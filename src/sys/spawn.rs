@@ -198,12 +198,14 @@ impl Drop for Stack {
 pub fn user_namespace(base: u32, count: u32, proc_dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, openat};
     let mut stack = Stack::new()?;
-    // SAFETY: `pause_forever` touches no memory, and the stack outlives the child: it is killed and waited for below.
+    let parent = std::ptr::without_provenance_mut(std::process::id() as usize);
+    // SAFETY: `pause_while_parent_lives` touches no memory, its argument is a number, and the stack outlives the child: it is
+    // killed and waited for below, or, should this process be killed first, by the kernel.
     let (pidfd, pid) = unsafe {
         clone_into(
             CLONE_VM | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_NEWUSER,
-            pause_forever,
-            std::ptr::null_mut(),
+            pause_while_parent_lives,
+            parent,
             &mut stack,
             None,
         )
@@ -222,7 +224,18 @@ pub fn user_namespace(base: u32, count: u32, proc_dir: BorrowedFd<'_>) -> io::Re
     Ok(made?)
 }
 
-unsafe extern "C" fn pause_forever(_: *mut libc::c_void) -> ! {
+/// Waits to be killed. It holds all descriptors of its parent, its locks among them, so it must not outlive it.
+unsafe extern "C" fn pause_while_parent_lives(parent: *mut libc::c_void) -> ! {
+    const PR_SET_PDEATHSIG: usize = 1;
+    const SIGKILL: usize = 9;
+    // SAFETY: this prctl takes numbers only and concerns this process.
+    let set = unsafe { raw::syscall(raw::nr::PRCTL, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0) };
+    // SAFETY: getppid takes nothing.
+    let now = unsafe { raw::syscall(raw::nr::GETPPID, 0, 0, 0, 0, 0, 0) };
+    // The parent may have been killed before it was asked for.
+    if set != 0 || now.cast_unsigned() != parent.addr() {
+        raw::exit(1);
+    }
     loop {
         // SAFETY: ppoll on no descriptors without a timeout reads and writes no memory.
         unsafe { raw::syscall(raw::nr::PPOLL, 0, 0, 0, 0, 0, 0) };

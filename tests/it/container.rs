@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::checker::files::entries;
 use crate::fixture::complain;
-use crate::leftovers::{entries, find_dir};
+use crate::leftovers::find_dir;
 use crate::needs::{cgroup_mount, needs, test_image};
 use crate::place::{Output, directory, run};
 

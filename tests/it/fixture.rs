@@ -1,4 +1,4 @@
-//! One real daemon for one test: started, asked, stopped, and proved to have left nothing behind.
+//! One real daemon for one test: started, asked, checked, stopped, and proved to have left nothing behind.
 //!
 //! Owns a `Place`, the daemon and the child that follows its events. A test calls `Daemon::start`, then `cli` and the
 //! `wait_*` methods; dropping the value is the last assertion of the test.
@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
+use crate::checker::{self, Violation};
 use crate::place::{Output, Place, code};
 
 /// How long a daemon may take to say `READY=1` and how long to end. Generous: the guests are emulated.
@@ -109,6 +110,7 @@ fn begin(place: &Place, wrapper: &[&str]) -> (Child, OwnedFd, UnixDatagram) {
     let child = place
         .command_under(wrapper, &["daemon", "run"])
         .env("NOTIFY_SOCKET", place.path("notify"))
+        .env("CANARY", place.secret())
         .stdout(Stdio::null())
         .stderr(stderr)
         .spawn()
@@ -296,6 +298,12 @@ impl Daemon {
         Ok(code(status))
     }
 
+    /// What the checker finds wrong with the daemon, as long as it runs and its test has not failed already.
+    fn look_over(&mut self) -> Vec<Violation> {
+        let runs = self.child.try_wait().expect("look at the daemon").is_none();
+        if runs && !std::thread::panicking() { checker::running(&self.place.checked()) } else { Vec::new() }
+    }
+
     /// The instance's cgroup, wherever in the hierarchy the daemon put it.
     pub(crate) fn cgroup(&self) -> Option<PathBuf> {
         self.place.cgroup()
@@ -314,9 +322,14 @@ pub(crate) fn complain(text: &str) {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let wrong = self.look_over();
         // That nothing is left is then proved by the drop of the place.
-        let Err(trouble) = self.end() else { return };
-        let report = format!("{}: {trouble}\n{}", self.instance(), self.stderr());
+        let ended = self.end();
+        if wrong.is_empty() && ended.is_ok() {
+            return;
+        }
+        let trouble = ended.err().unwrap_or_default();
+        let report = format!("{}: {trouble}\n{}{}", self.instance(), checker::lines(&wrong), self.stderr());
         if std::thread::panicking() {
             complain(&report);
         } else {

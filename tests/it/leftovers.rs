@@ -1,6 +1,6 @@
-//! What a daemon may have left in the cgroup hierarchy: found by its instance's name, listed, swept away.
+//! Sweeps away what a daemon has left in the cgroup hierarchy, so that one failed test does not spoil the next.
 //!
-//! Called when a `Daemon` of the fixture is dropped; a test may ask it for the instance's cgroup.
+//! What is left is found by `checker`; called when a `Place` is dropped in which something was.
 
 #![expect(clippy::disallowed_methods, reason = "deadlines of tests run on the real clock")]
 
@@ -12,20 +12,12 @@ use std::time::Instant;
 
 use rustix::event::PollFlags;
 
+use crate::checker::{cgroups, files};
 use crate::fixture::{LIFE_DEADLINE, complain, ready_for};
-
-/// What is in the directory; nothing where it does not exist, for other tests' cgroups come and go.
-pub(crate) fn entries(dir: &Path) -> Vec<PathBuf> {
-    if dir.is_symlink() {
-        // What lies behind a link that a test has planted is not the daemon's.
-        return Vec::new();
-    }
-    fs::read_dir(dir).into_iter().flatten().map_while(Result::ok).map(|entry| entry.path()).collect()
-}
 
 /// The first directory called `name` at or below `top`.
 pub(crate) fn find_dir(top: &Path, name: &str) -> Option<PathBuf> {
-    entries(top).into_iter().filter(|path| path.is_dir() && !path.is_symlink()).find_map(|path| {
+    files::entries(top).into_iter().filter(|path| path.is_dir() && !path.is_symlink()).find_map(|path| {
         if path.file_name().is_some_and(|own| own == name) { Some(path) } else { find_dir(&path, name) }
     })
 }
@@ -34,7 +26,7 @@ pub(crate) fn find_dir(top: &Path, name: &str) -> Option<PathBuf> {
 pub(crate) fn list_cgroups(base: &Path, left: &mut Vec<String>) {
     let processes = fs::read_to_string(base.join("cgroup.procs")).unwrap_or_default();
     left.extend(processes.lines().map(|pid| format!("process {pid} {:?} in {}", command_line(pid), base.display())));
-    for child in entries(base).into_iter().filter(|path| path.is_dir()) {
+    for child in files::entries(base).into_iter().filter(|path| path.is_dir()) {
         if child.file_name().is_none_or(|name| name != "supervisor") {
             left.push(format!("cgroup {}", child.display()));
         }
@@ -69,51 +61,5 @@ pub(crate) fn sweep_cgroups(base: &Path) {
             return;
         }
     }
-    remove_cgroups(base);
-}
-
-fn remove_cgroups(base: &Path) {
-    for child in entries(base).into_iter().filter(|path| path.is_dir()) {
-        remove_cgroups(&child);
-    }
-    fs::remove_dir(base).expect("remove an empty cgroup");
-}
-
-#[test]
-#[expect(clippy::disallowed_types, reason = "a process to be found, started by the test itself")]
-fn a_cgroup_that_was_left_is_found_named_and_swept() {
-    crate::needs::needs!(Root, CgroupTree);
-    let name = format!("halsup-test-left-{}", std::process::id());
-    let mount = crate::needs::cgroup_mount().expect("there is a hierarchy");
-    let worker = mount.join(&name).join("pool.web");
-    fs::create_dir_all(&worker).expect("make a cgroup");
-    let mut sleeper = std::process::Command::new("sleep").arg("infinity").spawn().expect("run sleep");
-    fs::write(worker.join("cgroup.procs"), sleeper.id().to_string()).expect("move a process");
-    // Its exec has succeeded; the kernel shows its arguments a moment later.
-    while command_line(&sleeper.id().to_string()).is_empty() {
-        std::thread::yield_now();
-    }
-
-    let base = find_dir(&mount, &name).expect("the cgroup is found");
-    let mut left = Vec::new();
-    list_cgroups(&base, &mut left);
-    let process = format!("process {} \"sleep infinity \" in {}", sleeper.id(), worker.display());
-    assert_eq!(left, [format!("cgroup {}", worker.display()), process]);
-
-    sweep_cgroups(&base);
-    assert!(!base.exists());
-    assert!(!sleeper.wait().expect("reap sleep").success());
-}
-
-#[test]
-fn the_daemons_own_empty_leaf_is_no_leftover() {
-    crate::needs::needs!(Root, CgroupTree);
-    let base = crate::needs::cgroup_mount()
-        .expect("there is a hierarchy")
-        .join(format!("halsup-test-leaf-{}", std::process::id()));
-    fs::create_dir_all(base.join("supervisor")).expect("make a cgroup");
-    let mut left = Vec::new();
-    list_cgroups(&base, &mut left);
-    assert_eq!(left, [""; 0]);
-    assert!(!base.exists(), "it is removed");
+    cgroups::remove(base).expect("remove an empty cgroup");
 }

@@ -3,6 +3,8 @@
 //! Each test says what it needs of the machine (`needs!`), starts a daemon of its own (`Daemon::start`), and waits for
 //! events with a deadline; nothing here sleeps. The same binary runs on this machine and in the guests of `tests/vm`.
 
+#[path = "../checker/mod.rs"]
+mod checker;
 mod fixture;
 mod leftovers;
 mod look;
@@ -24,6 +26,7 @@ mod logs;
 mod orphans;
 mod pid_one;
 mod program;
+mod proofs;
 mod reload;
 mod settings;
 mod store;

@@ -1,15 +1,20 @@
 //! What becomes of workers when their daemon is killed, and what the next daemon finds.
 
+#![expect(clippy::disallowed_types, reason = "a process that has ended lends its pid")]
+
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
 use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use serde_json::Value;
 
+use crate::checker::pause;
 use crate::fixture::{Daemon, ended_within};
 use crate::look::{certificates, pid, signal, wait_healthy};
 use crate::needs::needs;
-use crate::place::Place;
+use crate::place::{Place, directory};
 
 const POOLS: &str = "[pool.now]\non_supervisor_death = '0s'\ncommand = ['sleep', 'infinity']\n\
     [pool.soon]\non_supervisor_death = '2s'\ncommand = ['sleep', 'infinity']\n\
@@ -51,4 +56,25 @@ fn workers_outlive_their_daemon_for_as_long_as_was_said_and_the_next_daemon_take
         assert_eq!(told[0]["cause"], "shutdown", "{pool}: {told:?}");
         assert!(told[0]["note"].as_str().is_some_and(|said| said.contains(note)), "{pool}: {told:?}");
     }
+}
+
+#[test]
+fn the_locks_of_a_killed_daemon_are_waited_for_while_what_it_had_cloned_still_has_them() {
+    needs!(Root, CgroupTree);
+    let dir = directory();
+    std::fs::create_dir(dir.path().join("state")).expect("make a directory");
+    let mut ended = Command::new("true").spawn().expect("run true");
+    ended.wait().expect("reap it");
+    let lock = std::fs::File::create(dir.path().join("state/lock")).expect("make a lock");
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("take the lock");
+    rustix::io::write(&lock, format!("{:<15}\n", ended.id()).as_bytes()).expect("write who has it");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            pause(Duration::from_millis(200));
+            drop(lock);
+        });
+        let mut daemon = Daemon::try_start(dir, &[], "[pool.web]\ncommand = ['sleep', 'infinity']\n")
+            .unwrap_or_else(|refusal| panic!("{refusal}"));
+        wait_healthy(&mut daemon, 1);
+    });
 }

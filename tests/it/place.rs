@@ -1,8 +1,8 @@
 //! Where one test happens: a directory, a configuration and an instance name that nobody else has; and runs of the program
 //! there, to their end.
 //!
-//! Dropping a `Place` proves that nothing is left of the instance: no process, cgroup, mount, work directory. The fixture's
-//! `Daemon` lives in one; a test of a daemon that has to refuse to start uses it directly.
+//! Dropping a `Place` has `checker` prove that nothing is left of the instance: no process, cgroup, mount, socket, directory,
+//! and that nothing else was touched. The fixture's `Daemon` lives in one; a test of a daemon that has to refuse to start uses it directly.
 
 #![expect(clippy::disallowed_types, reason = "the test starts the program itself, as an operator's shell does")]
 #![expect(clippy::disallowed_methods, reason = "deadlines of tests run on the real clock")]
@@ -12,6 +12,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
@@ -20,9 +21,12 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 
+use crate::checker::canary::Canary;
+use crate::checker::host::{self, Host};
+use crate::checker::secrets::Secrets;
+use crate::checker::{self, Findings, Instance, Violation, cgroups, files};
 use crate::fixture::{LIFE_DEADLINE, complain, ready_for};
 use crate::leftovers;
-use crate::needs::cgroup_mount;
 
 static INSTANCES: AtomicU32 = AtomicU32::new(0);
 
@@ -94,6 +98,16 @@ pub(crate) fn directory() -> tempfile::TempDir {
 pub(crate) struct Place {
     dir: tempfile::TempDir,
     instance: String,
+    /// The host as it was before.
+    host: Host,
+    /// What lay in the daemon's directories before.
+    known: Vec<PathBuf>,
+}
+
+/// A process beside every daemon of these tests.
+fn bystander() -> &'static Canary {
+    static CANARY: OnceLock<Canary> = OnceLock::new();
+    CANARY.get_or_init(|| Canary::start(None))
 }
 
 impl Place {
@@ -105,7 +119,13 @@ impl Place {
     /// As [`Self::new`], in a directory that may hold something already.
     pub(crate) fn in_directory(dir: tempfile::TempDir, config: &str) -> Self {
         let instance = format!("t{}-{}", std::process::id(), INSTANCES.fetch_add(1, Ordering::Relaxed));
-        let place = Self { dir, instance };
+        bystander();
+        let host = Host::look(&host::canaries(&dir.path().join("host")));
+        let run = ["run", "run/work", "run/notify"];
+        let state = ["state", "state/overlay", "state/logs", "state/logs/workers"];
+        let places = run.iter().chain(&state);
+        let known = places.flat_map(|name| files::entries(&dir.path().join(name))).collect();
+        let place = Self { dir, instance, host, known };
         place.configure(config);
         place
     }
@@ -173,29 +193,34 @@ impl Place {
         output
     }
 
-    /// Everything of the instance that is left, one line each.
-    fn leftovers(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        if let Some(base) = self.cgroup() {
-            leftovers::list_cgroups(&base, &mut left);
+    /// The instance as the checker knows it.
+    pub(crate) fn checked(&self) -> Instance {
+        Instance {
+            name: self.instance.clone(),
+            dir: self.dir.path().to_owned(),
+            runtime_dir: self.path("run"),
+            state_dir: self.path("state"),
+            known: self.known.clone(),
+            secrets: Secrets { daemon: Some(self.secret()), pools: Vec::new() },
         }
-        left.extend(self.mounts().into_iter().map(|path| format!("mount on {path}")));
-        let work = self.path("run").join("work");
-        left.extend(leftovers::entries(&work).into_iter().map(|path| format!("work directory {}", path.display())));
-        left
+    }
+
+    /// A word that its daemon has in the environment and that nobody else may ever see.
+    pub(crate) fn secret(&self) -> String {
+        format!("canary-of-{}-{}", self.instance, self.dir.path().file_name().unwrap_or_default().to_string_lossy())
+    }
+
+    /// Everything of the instance that is left, and whatever it has done to what is not its own.
+    fn leftovers(&self) -> Vec<Violation> {
+        let mut found = Findings(checker::stopped(&self.checked()));
+        self.host.untouched(&mut found);
+        bystander().untouched(&mut found);
+        found.0
     }
 
     /// The instance's cgroup, wherever in the hierarchy the daemon put it.
     pub(crate) fn cgroup(&self) -> Option<PathBuf> {
-        leftovers::find_dir(&cgroup_mount()?, &self.instance)
-    }
-
-    /// Where something is mounted below the test's directory, the last mount first.
-    fn mounts(&self) -> Vec<String> {
-        let own = self.dir.path().to_str().expect("the directory's name is ASCII");
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        points.filter(|point| point.starts_with(own)).rev().map(str::to_owned).collect()
+        cgroups::base(&self.instance)
     }
 
     /// Removes what was left, so that one failed test does not spoil the next.
@@ -203,11 +228,11 @@ impl Place {
         if let Some(base) = self.cgroup() {
             leftovers::sweep_cgroups(&base);
         }
-        for point in self.mounts() {
+        for point in files::mounts(self.dir.path()) {
             if let Err(error) = unmount(&point, UnmountFlags::DETACH) {
                 // Removing the directory would remove what is mounted in it.
                 self.dir.disable_cleanup(true);
-                complain(&format!("{point} stays mounted: {error}\n"));
+                complain(&format!("{} stays mounted: {error}\n", point.display()));
             }
         }
     }
@@ -221,7 +246,7 @@ impl Drop for Place {
         }
         let stderr = fs::read(self.path("stderr")).unwrap_or_default();
         let stderr = String::from_utf8_lossy(&stderr);
-        let report = format!("{} left behind:\n{}\n{stderr}", self.instance, left.join("\n"));
+        let report = format!("{} left behind:\n{}{stderr}", self.instance, checker::lines(&left));
         self.sweep();
         if std::thread::panicking() {
             complain(&report);

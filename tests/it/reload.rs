@@ -171,3 +171,29 @@ fn a_configuration_that_is_wrong_changes_nothing_and_says_why() {
     let again = daemon.cli(&["daemon", "reload"]);
     assert_eq!((again.status, again.stdout.as_str()), (0, "reloaded: nothing differs\n"), "{again:?}");
 }
+
+#[test]
+fn a_listener_that_is_no_longer_wanted_leaves_no_socket() {
+    needs!(Root, CgroupTree);
+    let listens = |path: &std::path::Path| {
+        format!("[pool.web]\ncommand = ['sleep', 'infinity']\nlisten = ['unix:{}']\n", path.display())
+    };
+    let silent = "[pool.web]\ncommand = ['sleep', 'infinity']\n";
+    let mut daemon = Daemon::start(silent);
+    let socket = daemon.path("run/web.sock");
+    daemon.place().configure(&listens(&socket));
+    assert_eq!(daemon.cli(&["daemon", "reload"]).status, 0);
+    assert!(socket.exists());
+    daemon.place().configure(silent);
+    assert_eq!(daemon.cli(&["daemon", "reload"]).status, 0);
+    assert!(!socket.exists(), "removed by the reload");
+
+    // One that was killed cannot remove it, and the next does not know whom it was for.
+    daemon.place().configure(&listens(&socket));
+    assert_eq!(daemon.cli(&["daemon", "reload"]).status, 0);
+    daemon.place().configure(silent);
+    signal(i32::try_from(daemon.pid()).expect("a pid"), Signal::KILL);
+    daemon.start_again();
+    wait_healthy(&mut daemon, 1);
+    assert!(!socket.exists(), "removed by the next start");
+}

@@ -65,7 +65,7 @@ fn links_planted_where_directories_are_made_are_not_followed() {
 #[test]
 fn links_planted_where_files_are_made_are_not_followed() {
     needs!(Root, CgroupTree);
-    let files = ["state/lock", "run/control.sock", "run/control.sock.new", "state/logs/workers/web.0.log"];
+    let files = ["state/lock", "run/control.sock", "run/control.tmp!", "state/logs/workers/web.0.log"];
     for place in files {
         let victim = Victim::new();
         let dir = directory();

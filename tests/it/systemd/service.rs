@@ -187,7 +187,7 @@ fn leftovers_of_units() -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
     left.extend(mounts.lines().filter(|line| line.contains("halsup")).map(|line| format!("mount {line}")));
     for dir in ["work", "notify"] {
-        let entries = leftovers::entries(&Path::new(RUNTIME_DIR).join(dir));
+        let entries = crate::checker::files::entries(&Path::new(RUNTIME_DIR).join(dir));
         left.extend(entries.into_iter().map(|path| path.display().to_string()));
     }
     if Path::new(SOCKET).exists() {
