@@ -1,4 +1,5 @@
-//! Sweeps away what a daemon has left in the cgroup hierarchy, so that one failed test does not spoil the next.
+//! Sweeps away what a daemon has left in the cgroup hierarchy, so that one failed test does not spoil the next; and lists
+//! what is left by a daemon that is not the fixture's.
 //!
 //! What is left is found by `checker`; called when a `Place` is dropped in which something was.
 
@@ -12,12 +13,21 @@ use std::time::Instant;
 
 use rustix::event::PollFlags;
 
-use crate::checker::{cgroups, files};
+use crate::checker::cgroups;
 use crate::fixture::{LIFE_DEADLINE, complain, ready_for};
+
+/// What is in the directory; nothing where it does not exist, for other tests' cgroups come and go.
+pub(crate) fn entries(dir: &Path) -> Vec<PathBuf> {
+    if dir.is_symlink() {
+        // What lies behind a link that a test has planted is not the daemon's.
+        return Vec::new();
+    }
+    fs::read_dir(dir).into_iter().flatten().map_while(Result::ok).map(|entry| entry.path()).collect()
+}
 
 /// The first directory called `name` at or below `top`.
 pub(crate) fn find_dir(top: &Path, name: &str) -> Option<PathBuf> {
-    files::entries(top).into_iter().filter(|path| path.is_dir() && !path.is_symlink()).find_map(|path| {
+    entries(top).into_iter().filter(|path| path.is_dir() && !path.is_symlink()).find_map(|path| {
         if path.file_name().is_some_and(|own| own == name) { Some(path) } else { find_dir(&path, name) }
     })
 }
@@ -26,7 +36,7 @@ pub(crate) fn find_dir(top: &Path, name: &str) -> Option<PathBuf> {
 pub(crate) fn list_cgroups(base: &Path, left: &mut Vec<String>) {
     let processes = fs::read_to_string(base.join("cgroup.procs")).unwrap_or_default();
     left.extend(processes.lines().map(|pid| format!("process {pid} {:?} in {}", command_line(pid), base.display())));
-    for child in files::entries(base).into_iter().filter(|path| path.is_dir()) {
+    for child in entries(base).into_iter().filter(|path| path.is_dir()) {
         if child.file_name().is_none_or(|name| name != "supervisor") {
             left.push(format!("cgroup {}", child.display()));
         }
