@@ -4,6 +4,8 @@
 //! events with a deadline; nothing here sleeps. The same binary runs on this machine and in the guests of `tests/vm`.
 
 mod fixture;
+#[cfg(target_arch = "x86_64")]
+mod inject;
 mod leftovers;
 mod look;
 mod needs;
@@ -14,6 +16,8 @@ mod clients;
 mod container;
 mod control;
 mod crowd;
+#[cfg(target_arch = "x86_64")]
+mod faults;
 mod heartbeats;
 mod hostile;
 mod input;
@@ -26,6 +30,9 @@ mod pid_one;
 mod program;
 mod reload;
 mod settings;
+mod shortages;
+mod stalls;
+mod state_files;
 mod store;
 mod supervision;
 mod survival;
