@@ -393,6 +393,9 @@ impl Daemon {
         };
         if let Err(error) = self.watch(worker, live, init.pidfd, ends) {
             tracing::warn!(target: "worker", worker = %name, "take over {name}: {}; it was ended", chain(&error));
+            let note =
+                format!("could not be taken over from the daemon before this one, so it was ended: {}", chain(&error));
+            self.evidence.insert((worker, generation), Evidence { note: Some(note), ..Evidence::default() });
             self.inputs.push(Input::Exited(worker, generation, Ended::Unknown));
             self.inputs.push(Input::Emptied(worker, generation));
             return;

@@ -338,8 +338,8 @@ impl Daemon {
         for watched in [live.init, live.stdout, live.stderr, live.channel, live.notify].into_iter().flatten() {
             watched.close(&mut self.sources);
         }
-        super::log::best_effort(live.cgroup.remove(), "the next start removes what is left");
-        self.chores.push_back(live.chore);
+        // One that was taken over is nobody's child here, and may still be dying.
+        self.chores.push_back(Chore { cgroup: Some(live.cgroup), ..live.chore });
     }
 
     fn overlay(&self, pool: &Pool, ids: &Ids, place: &str, made: &mut Made) -> Result<Option<Overlay>, BirthError> {
