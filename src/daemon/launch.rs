@@ -392,6 +392,13 @@ fn shared(
     })
 }
 
+/// The text of the configuration in force: as the program before this one had it, or as it is in the file.
+fn config_text(options: &RunOptions, handover: Option<&Handover>) -> String {
+    let handed = handover.and_then(Handover::config).map(str::to_owned);
+    let read = |path| std::fs::read_to_string(path).ok();
+    handed.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default()
+}
+
 fn assemble(
     config: Config,
     options: RunOptions,
@@ -406,9 +413,7 @@ fn assemble(
     let origin = Origin::of(&mut passed, handover.as_mut());
     let mut control = Control::open(&config.daemon, origin, &mut sources)?;
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
-    let read = |path| std::fs::read_to_string(path).ok();
-    let handed_text = handover.as_ref().and_then(Handover::config).map(str::to_owned);
-    let config_text = handed_text.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
+    let config_text = config_text(&options, handover.as_ref());
     past.persist.keep_config(&config_text);
     let now = clock::now();
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
