@@ -101,6 +101,10 @@ impl Left {
         }
         for worker in left.found.values() {
             ledger.reserve(worker.init.ledger_at);
+            // Somebody has removed the file: who lives still has it, with what those have written who do not.
+            for (generation, entry) in ledger.entries_elsewhere(&worker.init.ledger)? {
+                left.entries.entry(generation).or_insert(entry);
+            }
         }
         Ok(left)
     }
@@ -258,7 +262,7 @@ fn ended(slot: u32, record: WorkerRecord, left: &Left, at_once: bool, ending: bo
         }
         Some(_) | None if begun && !record.certified => {
             evidence.note = Some(
-                "its init was killed while no daemon ran, so that nobody could write down how it ended".to_owned(),
+                "nobody has written down how it ended: its init was killed while no daemon ran, or the exit ledger was removed".to_owned(),
             );
             Fate::Ended(Ended::Unknown)
         }
@@ -374,7 +378,12 @@ impl Daemon {
                 pool: worker.pool,
                 generation,
                 enforcement,
-                chore: Chore { trees: birth.trees, frees: birth.frees, ledger_at: Some(init.ledger_at) },
+                chore: Chore {
+                    trees: birth.trees,
+                    frees: birth.frees,
+                    ledger_at: Some(init.ledger_at),
+                    ..Chore::default()
+                },
                 uid: birth.uid,
                 port: birth.port,
                 work_name: birth.work_name,
@@ -395,6 +404,9 @@ impl Daemon {
         };
         if let Err(error) = self.watch(worker, live, init.pidfd, ends) {
             tracing::warn!(target: "worker", worker = %name, "take over {name}: {}; it was ended", chain(&error));
+            let note =
+                format!("could not be taken over from the daemon before this one, so it was ended: {}", chain(&error));
+            self.evidence.insert((worker, generation), Evidence { note: Some(note), ..Evidence::default() });
             self.inputs.push(Input::Exited(worker, generation, Ended::Unknown));
             self.inputs.push(Input::Emptied(worker, generation));
             return;

@@ -97,7 +97,7 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// The error number at the bottom of a chain.
-fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+pub(super) fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(cause) = next {
         if let Some(io) = cause.downcast_ref::<io::Error>() {
@@ -123,7 +123,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Whether an error says that the host has no room now: EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC, EDQUOT.
-const fn is_shortage(errno: i32) -> bool {
+pub(super) const fn is_shortage(errno: i32) -> bool {
     matches!(errno, 11 | 12 | 23 | 24 | 28 | 122)
 }
 
@@ -157,27 +157,44 @@ impl Daemon {
     /// A shortage of the host is no fault of the worker, so it does not count towards its crash barrier: the same spawn is
     /// tried again, with growing pauses, for about twenty seconds or until the engine wants it no more.
     pub(super) fn spawn_once(&mut self, worker: WorkerId, generation: Generation, tries: u32) {
-        self.postponed.remove(&worker);
+        let postponed = self.postponed.remove(&worker).map(|(_, failure)| failure);
+        let is_first = postponed.is_none();
+        if self.is_being_removed(worker, generation)
+            && let Some(failure) = postponed
+        {
+            // What the try before has made goes first: this one makes the same names.
+            return self.postpone(worker, generation, failure, tries, RETRY_PAUSE);
+        }
         let mut made = Made::default();
         let Err(error) = self.try_spawn(worker, generation, &mut made) else { return };
-        if let Some(cgroup) = made.cgroup {
-            super::log::best_effort(cgroup.remove(), "nothing was ever in it; the next start removes what is left");
-        }
-        self.chores.push_back(made.chore);
+        self.chores.push_back(Chore { of: Some((worker, generation)), cgroup: made.cgroup, ..made.chore });
         self.logs.remove(&worker);
         let failure = start_failure(error.stage(), &error);
         // A disk that takes no state is nothing that a worker could get used to: that is waited out however long it takes.
         let unwritten = matches!(error, BirthError::Unwritten { .. });
         if unwritten || (tries < RETRIES && failure.errno.is_some_and(is_shortage)) {
-            tracing::debug!(target: "spawn", "start {}: {}; trying again", self.worker_name(worker), failure.text);
+            // Said once: what is in the way of all is in the way of each, time and again.
+            let name = self.worker_name(worker);
+            if is_first {
+                tracing::warn!(target: "spawn", worker = %name, "start {name}: {}; it is tried again", failure.text);
+            } else {
+                tracing::debug!(target: "spawn", worker = %name, "start {name}: {}; it is tried again", failure.text);
+            }
             let doublings = if unwritten { 3 } else { tries.min(RETRIES) };
             let pause = RETRY_PAUSE.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX);
             let tries = tries.saturating_add(u32::from(!unwritten));
-            self.timers.set(super::clock::after(self.now, pause), Timer::Spawn(worker, generation, tries));
-            self.postponed.insert(worker, (generation, failure));
-            return;
+            return self.postpone(worker, generation, failure, tries, pause);
         }
         self.spawn_failed(worker, generation, failure);
+    }
+
+    fn postpone(&mut self, worker: WorkerId, generation: Generation, why: StartFailure, tries: u32, pause: Duration) {
+        self.timers.set(super::clock::after(self.now, pause), Timer::Spawn(worker, generation, tries));
+        self.postponed.insert(worker, (generation, why));
+    }
+
+    fn is_being_removed(&self, worker: WorkerId, generation: Generation) -> bool {
+        self.chores.iter().chain(&self.late_chores).any(|chore| chore.of == Some((worker, generation)))
     }
 
     /// Gives up a spawn that was to be tried again.
@@ -321,8 +338,8 @@ impl Daemon {
         for watched in [live.init, live.stdout, live.stderr, live.channel, live.notify].into_iter().flatten() {
             watched.close(&mut self.sources);
         }
-        super::log::best_effort(live.cgroup.remove(), "the next start removes what is left");
-        self.chores.push_back(live.chore);
+        // One that was taken over is nobody's child here, and may still be dying.
+        self.chores.push_back(Chore { cgroup: Some(live.cgroup), ..live.chore });
     }
 
     fn overlay(&self, pool: &Pool, ids: &Ids, place: &str, made: &mut Made) -> Result<Option<Overlay>, BirthError> {

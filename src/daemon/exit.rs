@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use mio::Interest;
 
-use super::birth::{release, start_failure};
+use super::birth::{chain, errno_of, is_shortage, release, start_failure};
 use super::clock;
 use super::live::{Evidence, Live, Phase};
 use super::reports::Budget;
 use super::sources::Source;
-use super::state::{Daemon, Freed, Place};
+use super::state::{Chore, Daemon, Freed, Place};
 use super::timers::Timer;
 use crate::engine::{Ended, Input};
-use crate::host::cgroup::Removal;
+use crate::host::cgroup::{CgroupError, Removal};
 use crate::host::logfile::Stream;
 use crate::host::spawn::{Gone, Status, Waited, exit_info, has_ended, step_failed, try_wait};
 use crate::host::workdir;
 use crate::protocol::control::Cause;
-use crate::protocol::init::Report;
+use crate::protocol::init::{Entry, Report, how, kind};
 use crate::spec::{Generation, WorkerId};
 
 /// Entries of ended workers' trees that one turn removes.
@@ -26,6 +26,10 @@ const ENTRIES_A_TURN: usize = 256;
 /// How often the kernel is asked how a process ended that somebody else reaps; the pauses double, to a tenth of a second in
 /// all.
 const EXIT_LOOKS_MAX: u32 = 6;
+/// Pause before a tree is removed for which the host had no room, such as no descriptor.
+const CHORE_PAUSE: Duration = Duration::from_millis(200);
+/// How often: for a minute.
+const CHORE_TRIES_MAX: u32 = 300;
 
 impl Daemon {
     /// A worker's first process has ended, and with it its pid namespace.
@@ -54,6 +58,12 @@ impl Daemon {
         self.hear_last_words(worker);
         let Some(live) = self.live.get_mut(&worker) else { return };
         live.waited = waited;
+        if live.main_exit.is_none()
+            && let Some(place) = live.chore.ledger_at
+        {
+            // Its report was lost on the way: what it wrote down before it said so is not.
+            live.main_exit = self.shared.ledger.entry(place, live.generation.0).as_ref().and_then(report_of);
+        }
         if let Some(process) = live.process.take() {
             process.close(&mut self.sources);
         }
@@ -179,7 +189,8 @@ impl Daemon {
             }
             Ok(false) => self.remove_cgroup(worker, generation),
             Err(error) => {
-                tracing::warn!(target: "worker", %error, "look into the cgroup of {}", self.worker_name(worker));
+                let first = live.removals == 0;
+                self.complain_of_cgroup("look into", worker, first, &error);
                 self.try_later(worker, generation);
             }
         }
@@ -207,7 +218,8 @@ impl Daemon {
             Ok(Removal::Removed) => {}
             Ok(Removal::Busy) => return self.try_later(worker, generation),
             Err(error) => {
-                tracing::warn!(target: "worker", %error, "remove the cgroup of {}", self.worker_name(worker));
+                let first = live.removals == 0;
+                self.complain_of_cgroup("remove", worker, first, &error);
                 return self.try_later(worker, generation);
             }
         }
@@ -223,6 +235,13 @@ impl Daemon {
         });
     }
 
+    /// Says once what is in the way of a cgroup's end; it is tried again for as long as it takes.
+    fn complain_of_cgroup(&self, what: &str, worker: WorkerId, first: bool, error: &CgroupError) {
+        if first {
+            tracing::warn!(target: "worker", "{what} the cgroup of {}: {}", self.worker_name(worker), chain(error));
+        }
+    }
+
     /// The kernel lets go of a cgroup a moment after its last process; then, twice that, up to a second.
     fn try_later(&mut self, worker: WorkerId, generation: Generation) {
         let now = self.now;
@@ -235,6 +254,13 @@ impl Daemon {
     /// Removes a piece of what ended workers have left in the file system; whether there is more.
     pub(super) fn do_chores(&mut self) -> bool {
         let Some(mut chore) = self.chores.pop_front() else { return false };
+        if let Some(cgroup) = &chore.cgroup {
+            match cgroup.remove() {
+                Ok(Removal::Removed) => chore.cgroup = None,
+                Ok(Removal::Busy) => return self.put_off(chore, "it is busy"),
+                Err(error) => return self.put_off(chore, &chain(&error)),
+            }
+        }
         if let Some((place, name)) = chore.trees.last() {
             let parent = match place {
                 Place::Work => &self.shared.work_dirs,
@@ -246,8 +272,11 @@ impl Daemon {
                     chore.trees.pop();
                 }
                 Ok(workdir::Removal::MoreWork) => {}
+                Err(error) if chore.tries < CHORE_TRIES_MAX && errno_of(&error).is_some_and(is_shortage) => {
+                    return self.put_off(chore, &chain(&error));
+                }
                 Err(error) => {
-                    tracing::warn!(target: "worker", "remove {name}: {}", super::birth::chain(&error));
+                    tracing::warn!(target: "worker", "remove {name}: {}", chain(&error));
                     // What cannot be removed keeps its identity, so that nobody else comes to own it; the next start of
                     // the daemon tries again.
                     chore.trees.pop();
@@ -268,6 +297,32 @@ impl Daemon {
         }
         !self.chores.is_empty()
     }
+
+    /// Leaves for a while what cannot be removed now; whether there is more to do.
+    fn put_off(&mut self, mut chore: Chore, reason: &str) -> bool {
+        tracing::debug!(target: "worker", "remove what is left of a worker: {reason}; trying again");
+        chore.tries += 1;
+        if chore.tries > CHORE_TRIES_MAX {
+            tracing::warn!(target: "worker", "remove the cgroup of a worker: {reason}; the next start tries again");
+            chore.cgroup = None;
+        }
+        if self.late_chores.is_empty() {
+            self.timers.set(clock::after(self.now, CHORE_PAUSE), Timer::Chores);
+        }
+        self.late_chores.push_back(chore);
+        !self.chores.is_empty()
+    }
+}
+
+/// An entry of the exit ledger as its init would have reported it.
+fn report_of(entry: &Entry) -> Option<Report> {
+    let a = match entry.how {
+        how::EXITED => 0,
+        how::SIGNALLED => 1,
+        _ => return None,
+    };
+    let (b, c, d, e) = (entry.value, entry.user_usec, entry.system_usec, entry.max_rss_kib);
+    Some(Report { kind: kind::MAIN_EXITED, a, b, c, d, e })
 }
 
 /// How the main process ended: by its init's report, else by the init's own end.

@@ -1,6 +1,6 @@
 //! From nothing to the first turn, and from the last turn to nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -185,6 +185,7 @@ impl Daemon {
             .filter(|view| view.state == State::Stuck)
             .map(|view| self.worker_name(view.worker))
             .collect();
+        self.chores.append(&mut self.late_chores);
         while self.do_chores() {
             self.manager.watchdog();
         }
@@ -494,6 +495,7 @@ fn assemble(
         limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
         chores: found.chores,
+        late_chores: VecDeque::new(),
         events: EventLog::default(),
         control,
         log,

@@ -105,7 +105,8 @@ impl Manager {
     fn tell(&mut self, news: String) {
         self.unheard = None;
         match self.send(&news) {
-            Err(Errno::AGAIN) => self.unheard = Some(news),
+            // Full, or no memory for a message now: neither says that nobody listens.
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => self.unheard = Some(news),
             sent => best_effort(sent, "nobody listens for the service manager, and nothing depends on it"),
         }
     }

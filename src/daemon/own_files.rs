@@ -10,8 +10,10 @@ use mio::Interest;
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
+use super::persist::{CERTIFICATES_NAME, STATE_NAME};
 use super::sources::{Source, Sources};
 use super::state::Daemon;
+use crate::host::ledger::LEDGER_NAME;
 
 /// Events read in one turn.
 const EVENTS_A_TURN: usize = 256;
@@ -50,7 +52,7 @@ fn watch(dirs: [BorrowedFd<'_>; 2], sources: &mut Sources) -> std::io::Result<Ow
 impl Daemon {
     /// Something has happened in the daemon's own directories.
     pub(super) fn on_own_files(&mut self) {
-        let (mut state, mut socket) = (false, false);
+        let (mut state, mut socket, mut ledger) = (false, false, false);
         if let Some(inotify) = &self.own_files.inotify {
             let mut buffer = [MaybeUninit::uninit(); BUFFER_BYTES];
             let mut reader = Reader::new(inotify, &mut buffer);
@@ -58,11 +60,12 @@ impl Daemon {
                 match reader.next() {
                     Ok(event) => match event.file_name().map(std::ffi::CStr::to_bytes) {
                         Some(name) => {
-                            state |= name == super::persist::STATE_NAME.as_bytes();
+                            state |= [STATE_NAME, CERTIFICATES_NAME].iter().any(|known| name == known.as_bytes());
+                            ledger |= name == LEDGER_NAME.as_bytes();
                             socket |= name == super::control::SOCKET_NAME.as_bytes();
                         }
-                        // Events were lost: look at both.
-                        None => (state, socket) = (true, true),
+                        // Events were lost: look at all.
+                        None => (state, socket, ledger) = (true, true, true),
                     },
                     Err(Errno::INTR) => {}
                     Err(_) => break,
@@ -71,6 +74,12 @@ impl Daemon {
         }
         if state {
             self.look_after_state();
+        }
+        if ledger && let Some(renewed) = self.shared.ledger.renew().transpose() {
+            tracing::warn!(target: "state", "the exit ledger was removed by somebody else: it is made anew");
+            if let Err(error) = renewed {
+                tracing::error!(target: "state", "{}", super::birth::chain(&error));
+            }
         }
         if socket {
             self.look_after_socket();

@@ -4,7 +4,7 @@
 //! counts for nothing and is said. Touches no file: `persist.rs` and `adopt.rs` bring the bytes. Public for `fuzz/`, which holds
 //! it to that for any bytes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -55,6 +55,8 @@ pub struct Past {
     pub ending: bool,
     /// What was damaged, as sentences.
     pub damage: Vec<String>,
+    /// Why the records of workers and pools are nothing to this daemon, if so.
+    pub foreign: Option<String>,
 }
 
 pub(super) fn worker_key(pool: &PoolName, slot: u32) -> String {
@@ -79,8 +81,8 @@ impl Past {
         let ours = text("instance").is_none_or(|named| named == instance.as_str());
         let usable = understood && ours;
         if !latest.is_empty() && !usable {
-            past.damage.push(format!(
-                "the records of workers are of another layout or instance than {instance}: what runs is taken over without them"
+            past.foreign = Some(format!(
+                "its records are of another layout or instance than {instance}'s: what runs is taken over without them"
             ));
         }
         let same_boot = text("boot") == Some(boot);
@@ -88,18 +90,24 @@ impl Past {
         if usable {
             past.generation = counted.min(GENERATION_MAX);
         }
-        past.ending = header.and_then(|header| header.get("ending")) == Some(&Value::Bool(true));
+        let ending = header.and_then(|header| header.get("ending")) == Some(&Value::Bool(true));
+        past.ending = ending && usable && same_boot;
         for (key, value) in latest {
             let Some(value) = value else { continue };
             if usable {
                 past.take(&key, value, same_boot);
             }
         }
+        // A log that was written anew repeats what an older file of it says.
+        let mut known = BTreeSet::new();
         for (_, value) in exits.records {
             let Some(certificate) = value.and_then(|value| serde_json::from_value::<DeathCertificate>(value).ok())
             else {
                 continue;
             };
+            if !known.insert((certificate.worker.clone(), certificate.generation)) {
+                continue;
+            }
             past.generation = past.generation.max(certificate.generation.min(GENERATION_MAX));
             past.certificates.push_back(certificate);
         }

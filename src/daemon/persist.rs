@@ -23,7 +23,7 @@ use crate::spec::{Generation, InstanceName, WorkerId};
 /// Name of the file with the records, in the state directory.
 pub(super) const STATE_NAME: &str = "state";
 /// Name of the file with the certificates.
-const CERTIFICATES_NAME: &str = "certificates";
+pub(super) const CERTIFICATES_NAME: &str = "certificates";
 /// A file of certificates is rotated at this size.
 const CERTIFICATES_BYTES_MAX: u64 = 4 << 20;
 /// Pause before what could not be written is tried again.
@@ -44,7 +44,7 @@ impl Persist {
     /// Reads what an earlier daemon has written in `dir`. Records of workers count only if the machine has not booted since.
     ///
     /// # Errors
-    /// When a file cannot be read, or a damaged one not be put aside.
+    /// When a file cannot be read now, for want of memory or descriptors.
     pub(super) fn open(
         dir: BorrowedFd<'_>,
         instance: &InstanceName,
@@ -55,7 +55,10 @@ impl Persist {
         let (state, records) = StateFile::open(own()?, STATE_NAME, stamp)?;
         let (certificates, exits) = RecordLog::open(own()?, CERTIFICATES_NAME, CERTIFICATES_BYTES_MAX, stamp)?;
         let mut persist = Self { state, certificates, header: Value::Null, trouble: None, retries: false };
-        let past = Past::of(records, exits, instance, boot);
+        let mut past = Past::of(records, exits, instance, boot);
+        if let Some(reason) = &past.foreign {
+            past.damage.push(persist.state.put_aside(reason, stamp));
+        }
         persist.header = json!({
             "format": FORMAT,
             "version": env!("CARGO_PKG_VERSION"),
@@ -94,8 +97,8 @@ impl Persist {
 
     /// Writes what has changed. Says so once when that begins to fail or succeeds again.
     fn flush(&mut self) {
-        let written = self.certificates.flush().and_then(|()| self.state.flush());
-        self.note(written);
+        let (certificates, state) = (self.certificates.flush(), self.state.flush());
+        self.note(certificates.and(state));
     }
 
     fn note(&mut self, written: Result<(), StateFileError>) {
@@ -136,10 +139,9 @@ impl Daemon {
                 }
             }
         }
-        self.persist.flush();
-        if self.persist.trouble.is_some() && !self.persist.retries {
-            self.persist.retries = true;
-            self.timers.set(clock::after(self.now, RETRY_PAUSE), Timer::WriteState);
+        // While a disk takes nothing it is tried once a pause, not once a turn: a try is itself an event in the directory.
+        if !self.persist.retries {
+            self.write_state_again();
         }
     }
 
@@ -162,7 +164,7 @@ impl Daemon {
         }
     }
 
-    /// Tries again what could not be written.
+    /// Writes all that is not written, and sets a timer for what could not be.
     pub(super) fn write_state_again(&mut self) {
         self.persist.retries = false;
         self.persist.flush();
@@ -177,6 +179,16 @@ impl Daemon {
         if self.persist.state.was_replaced() {
             tracing::warn!(target: "state", "the state file was removed or changed by somebody else: it is written anew");
             let written = self.persist.state.rewrite();
+            self.persist.note(written);
+        }
+        if self.persist.certificates.was_replaced() {
+            tracing::warn!(target: "state", "the file of certificates was removed or changed by somebody else: it is written anew");
+            let known = self.certificates.iter();
+            // Nothing in a certificate can fail to be JSON.
+            let known = known.filter_map(|one| Some((one.worker.as_str(), serde_json::to_value(one).ok()?)));
+            let known: Vec<_> = known.collect();
+            self.persist.certificates.restore(known.iter().map(|(worker, value)| (*worker, value)));
+            let written = self.persist.certificates.flush();
             self.persist.note(written);
         }
     }
@@ -196,7 +208,7 @@ impl Daemon {
     /// The end: what is to outlive the daemon is on the disk, with nobody waiting any more.
     pub(super) fn sync_state(&mut self) {
         self.persist.flush();
-        let synced = self.persist.state.sync();
+        let synced = self.persist.certificates.sync().and(self.persist.state.sync());
         self.persist.note(synced);
     }
 }

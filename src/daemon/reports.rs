@@ -61,13 +61,17 @@ impl Daemon {
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
-                Err(errno) => {
+                // ENOMEM: the socket has it still, and an edge is not told twice. At the end it is asked for once more.
+                Err(errno) if budget == Budget::Turn => {
                     tracing::warn!(target: "worker", error = %errno, "read the init of {}", self.worker_name(worker));
                     return;
                 }
+                Err(_) => {}
             }
         }
-        self.sources.again(token);
+        if budget == Budget::Turn {
+            self.sources.again(token);
+        }
     }
 
     fn on_report(&mut self, worker: WorkerId, report: &Report, passed: Option<OwnedFd>) {

@@ -27,7 +27,7 @@ use super::timers::Timers;
 use super::upgrade::{Handover, Upgrade};
 use super::watchdog::Watchdog;
 use crate::engine::{Engine, Input, Time};
-use crate::host::cgroup::CgroupRoot;
+use crate::host::cgroup::{CgroupRoot, WorkerCgroup};
 use crate::host::identity::IdPool;
 use crate::host::ledger::Ledger;
 use crate::host::logfile::LogFile;
@@ -90,6 +90,12 @@ pub(super) enum Freed {
 /// in the exit ledger.
 #[derive(Debug, Default)]
 pub(super) struct Chore {
+    /// Whose it was, for a spawn that was given up and will be tried again with the same names.
+    pub(super) of: Option<(WorkerId, Generation)>,
+    /// The cgroup of such a spawn, in which nothing ever was.
+    pub(super) cgroup: Option<WorkerCgroup>,
+    /// How often the host had no room to remove it.
+    pub(super) tries: u32,
     pub(super) trees: Vec<(Place, String)>,
     pub(super) frees: Option<Freed>,
     pub(super) ledger_at: Option<u64>,
@@ -139,6 +145,8 @@ pub(super) struct Daemon {
     /// Facts for the engine, handed over once a turn.
     pub(super) inputs: Vec<Input>,
     pub(super) chores: VecDeque<Chore>,
+    /// Those that the host had no room for a moment ago.
+    pub(super) late_chores: VecDeque<Chore>,
     pub(super) events: EventLog,
     pub(super) control: Control,
     pub(super) log: LogHandle,

@@ -30,6 +30,8 @@ pub(super) enum Timer {
     Upgrade,
     /// Write down what could not be written.
     WriteState,
+    /// Remove once more what could not be removed.
+    Chores,
     /// Ask once more how a worker ended that is not this daemon's child.
     LookAtExit(WorkerId, Generation),
     /// Send it the descriptors that it did not take.

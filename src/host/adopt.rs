@@ -8,13 +8,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals, fstat};
-use rustix::io::{Errno, pread};
+use rustix::fs::{FileType, Mode, OFlags, SealFlags, fcntl_get_seals, fstat};
+use rustix::io::{Errno, pread, retry_on_intr};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::cgroup::{CgroupError, WorkerCgroup};
-use super::spawn::{has_ended, pid_of};
+use super::spawn::has_ended;
 use crate::protocol::init::{FIRST_PASSED_FD, Header, IMAGE_FD, MAGIC, SUPERVISOR, kept};
 
 /// Processes of one cgroup that are looked at; the init is the oldest and so among the first.
@@ -70,12 +70,14 @@ pub struct Adopted {
     pub stdout: OwnedFd,
     /// Read end of its standard error.
     pub stderr: OwnedFd,
-    /// The program's pidfd, if it runs.
+    /// The program's pidfd, if it has begun.
     pub main: Option<OwnedFd>,
     /// The daemon's end of the channel, or `/dev/null`.
     pub channel: OwnedFd,
     /// The notify socket, or `/dev/null`.
     pub notify: OwnedFd,
+    /// The exit ledger that it writes to.
+    pub ledger: OwnedFd,
     passed: u64,
 }
 
@@ -123,6 +125,9 @@ impl Adopted {
         };
         let keep = |place: u64| get(number(place)?);
         let main = keep(kept::MAIN)?;
+        // By what it is, not by whether it lives: a program that has ended has begun.
+        let stat = fstat(&main).map_err(step("look at the pidfd of its program"))?;
+        let has_begun = FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice;
         Ok(Self {
             pid,
             generation: header.generation,
@@ -131,9 +136,10 @@ impl Adopted {
             socket: keep(kept::SOCKET)?,
             stdout: keep(kept::STDOUT)?,
             stderr: keep(kept::STDERR)?,
-            main: pid_of(&main).is_some().then_some(main),
+            main: has_begun.then_some(main),
             channel: keep(kept::CHANNEL)?,
             notify: keep(kept::NOTIFY)?,
+            ledger: keep(kept::LEDGER)?,
             passed: header.passed,
             pidfd,
         })
@@ -202,7 +208,7 @@ fn read_status(process: &str) -> Result<String, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::open(format!("/proc/{process}/status"), flags, Mode::empty())?;
     let mut bytes = [0_u8; STATUS_BYTES_MAX];
-    let length = pread(&file, &mut bytes, 0)?;
+    let length = retry_on_intr(|| pread(&file, &mut bytes, 0))?;
     Ok(String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned())
 }
 
@@ -220,7 +226,7 @@ fn read_header(image: BorrowedFd<'_>) -> Result<Header, AdoptError> {
     if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL) {
         return Err(AdoptError::Unborn);
     }
-    let length = pread(image, &mut bytes, 0).map_err(step("read its start image"))?;
+    let length = retry_on_intr(|| pread(image, &mut bytes, 0)).map_err(step("read its start image"))?;
     let mut words = [0_u64; WORDS];
     for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
         *word = bytes.try_into().map_or(0, u64::from_le_bytes);
@@ -237,6 +243,6 @@ fn read_record(image: BorrowedFd<'_>, header: &Header) -> Result<Vec<u8>, AdoptE
         return Err(AdoptError::Layout);
     }
     let mut record = vec![0; usize::try_from(header.record_len).map_err(|_too_large| AdoptError::Layout)?];
-    let length = pread(image, &mut record, header.record).map_err(step("read its birth record"))?;
+    let length = retry_on_intr(|| pread(image, &mut record, header.record)).map_err(step("read its birth record"))?;
     if length == record.len() { Ok(record) } else { Err(AdoptError::Layout) }
 }

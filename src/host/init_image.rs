@@ -54,7 +54,7 @@ fn sealed(what: &'static str, bytes: &[u8], flags: MemfdFlags) -> Result<OwnedFd
     .map_err(step)?;
     let mut rest = bytes;
     while !rest.is_empty() {
-        let written = rustix::io::write(&fd, rest).map_err(step)?;
+        let written = rustix::io::retry_on_intr(|| rustix::io::write(&fd, rest)).map_err(step)?;
         rest = rest.get(written..).unwrap_or_default();
     }
     fcntl_add_seals(&fd, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).map_err(step)?;

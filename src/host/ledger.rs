@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, fallocate, fstat, openat};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, fallocate, fstat, openat, statat};
 use rustix::io::{Errno, pread, retry_on_intr};
 
 use crate::protocol::init::{ENTRY_MAGIC, Entry};
@@ -52,7 +52,9 @@ pub enum LedgerError {
 /// The exit ledger.
 #[derive(Debug)]
 pub struct Ledger {
+    dir: OwnedFd,
     file: OwnedFd,
+    inode: (u64, u64),
     /// How much of it is there.
     bytes: u64,
     free: BTreeSet<u64>,
@@ -81,10 +83,31 @@ impl Ledger {
             }
             Err(errno) => return Err(failed(errno)),
         };
-        let size = u64::try_from(fstat(&file).map_err(failed)?.st_size).unwrap_or(0);
+        let dir =
+            dir.try_clone_to_owned().map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)))?;
+        let stat = fstat(&file).map_err(failed)?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
         let bytes = size.min(BYTES_MAX) / GROWTH_BYTES * GROWTH_BYTES;
-        let free = (0..bytes).step_by(usize::try_from(ENTRY_BYTES).unwrap_or(64)).collect();
-        Ok(Self { file, bytes, free, taken: BTreeSet::new() })
+        let free = places(0, bytes).collect();
+        Ok(Self { dir, file, inode: (stat.st_dev, stat.st_ino), bytes, free, taken: BTreeSet::new() })
+    }
+
+    /// Makes it anew if somebody has removed or replaced it; `None` if it is there. Workers that live go on with the one that
+    /// they know, which the next daemon finds by them.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; then the old one is used on.
+    pub fn renew(&mut self) -> Result<Option<()>, LedgerError> {
+        let named = statat(&self.dir, LEDGER_NAME, AtFlags::SYMLINK_NOFOLLOW);
+        if named.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.inode) {
+            return Ok(None);
+        }
+        let mut new = Self::open(self.dir.as_fd())?;
+        for place in &self.taken {
+            new.reserve(*place);
+        }
+        *self = new;
+        Ok(Some(()))
     }
 
     /// The ledger itself, to be handed to inits.
@@ -98,12 +121,29 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Read`].
     pub fn entries(&self) -> Result<BTreeMap<u64, Entry>, LedgerError> {
+        Self::entries_in(&self.file)
+    }
+
+    /// The same of a ledger that living workers still write to, if it is another one than this.
+    ///
+    /// # Errors
+    /// [`LedgerError::Read`].
+    pub fn entries_elsewhere(&self, other: &OwnedFd) -> Result<BTreeMap<u64, Entry>, LedgerError> {
+        let stat = fstat(other).map_err(|source| LedgerError::Read { source })?;
+        let same = (stat.st_dev, stat.st_ino) == self.inode;
+        if same || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(BTreeMap::new());
+        }
+        Self::entries_in(other)
+    }
+
+    fn entries_in(file: &OwnedFd) -> Result<BTreeMap<u64, Entry>, LedgerError> {
         let mut bytes = vec![0_u8; usize::try_from(BYTES_MAX).unwrap_or(0)];
         let mut length = 0;
         loop {
             let rest = bytes.get_mut(length..).unwrap_or_default();
             let at = u64::try_from(length).unwrap_or(0);
-            match retry_on_intr(|| pread(&self.file, &mut *rest, at)) {
+            match retry_on_intr(|| pread(file, &mut *rest, at)) {
                 Ok(0) => break,
                 Ok(count) => length += count,
                 Err(source) => return Err(LedgerError::Read { source }),
@@ -112,9 +152,11 @@ impl Ledger {
         Ok(read_entries(bytes.get(..length).unwrap_or_default()))
     }
 
-    /// Marks a place as a living worker's. Places that are none are ignored.
+    /// Marks a place as a living worker's. Places that are none are ignored; one that is missing, because the file was cut
+    /// or made anew, is given to nobody else either.
     pub fn reserve(&mut self, place: u64) {
-        if self.free.remove(&place) {
+        if place < BYTES_MAX && place.is_multiple_of(ENTRY_BYTES) {
+            self.free.remove(&place);
             self.taken.insert(place);
         }
     }
@@ -124,7 +166,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Grow`]: ENOSPC.
     pub fn take(&mut self) -> Result<u64, LedgerError> {
-        if self.free.is_empty() {
+        while self.free.is_empty() {
             self.grow()?;
         }
         let place = self.free.pop_first().ok_or(LedgerError::Grow { source: Errno::NOSPC })?;
@@ -132,9 +174,18 @@ impl Ledger {
         Ok(place)
     }
 
+    /// What the init of a generation has written at its place, if it has.
+    #[must_use]
+    pub fn entry(&self, place: u64, generation: u64) -> Option<Entry> {
+        let mut bytes = [0_u8; size_of::<Entry>()];
+        let length = retry_on_intr(|| pread(&self.file, &mut bytes, place)).ok()?;
+        let entry = read_entries(bytes.get(..length)?).remove(&generation)?;
+        Some(entry)
+    }
+
     /// Takes a place back whose worker's end is known.
     pub fn give_back(&mut self, place: u64) {
-        if self.taken.remove(&place) {
+        if self.taken.remove(&place) && place < self.bytes {
             self.free.insert(place);
         }
     }
@@ -146,7 +197,7 @@ impl Ledger {
         fallocate(&self.file, FallocateFlags::empty(), self.bytes, GROWTH_BYTES)
             .map_err(|source| LedgerError::Grow { source })?;
         let end = self.bytes + GROWTH_BYTES;
-        self.free.extend((self.bytes..end).step_by(usize::try_from(ENTRY_BYTES).unwrap_or(64)));
+        self.free.extend(places(self.bytes, end).filter(|place| !self.taken.contains(place)));
         self.bytes = end;
         Ok(())
     }
@@ -157,6 +208,10 @@ impl Ledger {
 pub fn read_entries(bytes: &[u8]) -> BTreeMap<u64, Entry> {
     let whole = bytes.chunks_exact(size_of::<Entry>());
     whole.filter_map(parse).map(|entry| (entry.generation, entry)).collect()
+}
+
+fn places(start: u64, end: u64) -> impl Iterator<Item = u64> {
+    (start..end).step_by(usize::try_from(ENTRY_BYTES).unwrap_or(64))
 }
 
 fn parse(bytes: &[u8]) -> Option<Entry> {
@@ -204,6 +259,15 @@ mod tests {
         ledger.give_back(first);
         ledger.give_back(first);
         assert_eq!(ledger.take().unwrap(), first);
+        std::fs::File::options().write(true).open(dir.path().join(LEDGER_NAME)).unwrap().set_len(0).unwrap();
+        let mut cut = open(dir.path());
+        cut.reserve(0);
+        cut.reserve(ENTRY_BYTES);
+        assert_eq!(
+            cut.take().unwrap(),
+            2 * ENTRY_BYTES,
+            "a living worker's place is not given out, though its page is gone"
+        );
         let mut again = open(dir.path());
         again.reserve(0);
         assert_eq!(again.take().unwrap(), ENTRY_BYTES, "a living worker's place is not given out");

@@ -3,8 +3,14 @@
 //! [`StateFile`] holds the latest value of each key; changes are appended and now and then the file is written anew, to a
 //! temporary name and renamed. A line that was cut short by a kill is not there; any other damage puts the file into
 //! quarantine with the reason, and what is whole of it counts. What somebody removes or replaces while the daemon runs is
-//! written anew from memory. [`RecordLog`] only grows, and is rotated. Neither knows what its records mean. The daemon
-//! calls [`StateFile::put`] for each change and [`StateFile::flush`] once a turn.
+//! written anew from memory. [`RecordLog`] only grows, and is rotated. Neither knows what its records mean, and no file,
+//! whatever is in it, keeps a daemon from starting. The daemon calls [`StateFile::put`] for each change and
+//! [`StateFile::flush`] once a turn.
+
+mod record_log;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,11 +18,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, fallocate, fdatasync, fstat, ftruncate, mkdirat, openat, renameat,
-    statat,
+    statat, unlinkat,
 };
 use rustix::io::{Errno, pread, retry_on_intr, write};
 use serde_json::Value;
 use serde_json::value::RawValue;
+
+pub use record_log::RecordLog;
 
 /// Where damaged files are put, below the state directory.
 pub const QUARANTINE: &str = "quarantine";
@@ -104,6 +112,10 @@ fn read_lines(dir: BorrowedFd<'_>, name: &str) -> Result<Loaded, StateFileError>
             loaded.damage = Some("it is no regular file".to_owned());
             return Ok(loaded);
         }
+        Err(errno) if is_of_the_disk(errno) => {
+            loaded.damage = Some(format!("it cannot be opened: {errno}"));
+            return Ok(loaded);
+        }
         Err(errno) => return Err(failed("open", name)(errno)),
     };
     let stat = fstat(&file).map_err(failed("open", name))?;
@@ -116,7 +128,14 @@ fn read_lines(dir: BorrowedFd<'_>, name: &str) -> Result<Loaded, StateFileError>
         loaded.damage = Some(format!("it has {size} bytes, more than a state file ever has"));
         return Ok(loaded);
     }
-    let bytes = read_all(&file, size).map_err(failed("read", name))?;
+    let bytes = match read_all(&file, size) {
+        Ok(bytes) => bytes,
+        Err(errno) if is_of_the_disk(errno) => {
+            loaded.damage = Some(format!("it cannot be read: {errno}"));
+            return Ok(loaded);
+        }
+        Err(errno) => return Err(failed("read", name)(errno)),
+    };
     Ok(read_records(&bytes))
 }
 
@@ -142,6 +161,11 @@ pub fn read_records(bytes: &[u8]) -> Loaded {
     loaded
 }
 
+/// Whether an error says that what is on the disk is lost, which no other try will change.
+const fn is_of_the_disk(errno: Errno) -> bool {
+    matches!(errno, Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::STALE | Errno::ACCESS | Errno::PERM)
+}
+
 fn read_all(file: &OwnedFd, size: u64) -> Result<Vec<u8>, Errno> {
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
     let mut length = 0;
@@ -156,17 +180,36 @@ fn read_all(file: &OwnedFd, size: u64) -> Result<Vec<u8>, Errno> {
     Ok(bytes)
 }
 
-/// Puts what has a name aside, with the reason beside it; where it is now.
-fn quarantine(dir: BorrowedFd<'_>, name: &str, reason: &str, stamp: u64) -> Result<String, StateFileError> {
+/// Puts what has a name aside, with the reason beside it; where it is now, as a part of a sentence.
+///
+/// A disk that is full or broken must not keep a daemon from its workers: what cannot be moved is renamed where it is, and
+/// what cannot be renamed is said to be lost.
+fn put_aside(dir: BorrowedFd<'_>, name: &str, reason: &str, stamp: u64) -> String {
+    let error = match quarantine(dir, name, reason, stamp) {
+        Ok(place) => return format!("it is kept as {place}"),
+        Err(error) => io::Error::from(error),
+    };
+    let beside = format!("{name}.damaged");
+    // A directory that an earlier one has left there would be in the way.
+    match super::workdir::remove(dir, &beside) {
+        Ok(()) | Err(_) => {}
+    }
+    match renameat(dir, name, dir, beside.as_str()) {
+        Ok(()) => format!("it is kept as {beside}, because it could not be moved to {QUARANTINE}: {error}"),
+        Err(errno) => format!("it could not be put aside: {errno}"),
+    }
+}
+
+fn quarantine(dir: BorrowedFd<'_>, name: &str, reason: &str, stamp: u64) -> Result<String, Errno> {
     match mkdirat(dir, QUARANTINE, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
-        Err(errno) => return Err(failed("make", QUARANTINE)(errno)),
+        Err(errno) => return Err(errno),
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let place = openat(dir, QUARANTINE, flags, Mode::empty()).map_err(failed("open", QUARANTINE))?;
+    let place = openat(dir, QUARANTINE, flags, Mode::empty())?;
     forget_oldest(&place);
     let target = format!("{stamp:020}-{name}");
-    renameat(dir, name, &place, target.as_str()).map_err(failed("move to quarantine", name))?;
+    renameat(dir, name, &place, target.as_str())?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let note = openat(&place, format!("{target}.reason"), flags, Mode::RUSR | Mode::WUSR);
     // The reason is in the log too; a disk that is full must not keep the daemon from starting.
@@ -199,8 +242,8 @@ fn forget_oldest(place: &OwnedFd) {
 fn load(dir: BorrowedFd<'_>, name: &str, stamp: u64) -> Result<Loaded, StateFileError> {
     let mut loaded = read_lines(dir, name)?;
     if let Some(reason) = loaded.damage.take() {
-        let place = quarantine(dir, name, &reason, stamp)?;
-        loaded.damage = Some(format!("{name}: {reason}; it is kept as {place}"));
+        let kept = put_aside(dir, name, &reason, stamp);
+        loaded.damage = Some(format!("{name}: {reason}; {kept}"));
     }
     Ok(loaded)
 }
@@ -216,14 +259,67 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Device and number of a file.
+type Inode = (u64, u64);
+
+/// Writes a file anew under a temporary name and gives it its own; until then the file is as it was.
+fn write_anew(
+    dir: BorrowedFd<'_>,
+    name: &'static str,
+    bytes: &[u8],
+    reserve_bytes: u64,
+) -> Result<(OwnedFd, Inode), StateFileError> {
+    let temporary = format!("{name}.new");
+    // Whatever an earlier daemon, or somebody else, has left under that name.
+    match super::workdir::remove(dir, &temporary) {
+        Ok(()) | Err(_) => {}
+    }
+    let written = write_temporary(dir, name, &temporary, bytes, reserve_bytes);
+    if written.is_err() {
+        // It would take room on a full disk that others need, and the next try too.
+        match unlinkat(dir, temporary.as_str(), AtFlags::empty()) {
+            Ok(()) | Err(_) => {}
+        }
+    }
+    written
+}
+
+fn write_temporary(
+    dir: BorrowedFd<'_>,
+    name: &'static str,
+    temporary: &str,
+    bytes: &[u8],
+    reserve_bytes: u64,
+) -> Result<(OwnedFd, Inode), StateFileError> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::CLOEXEC;
+    let file = openat(dir, temporary, flags, Mode::RUSR | Mode::WUSR).map_err(failed("make", temporary))?;
+    // Only so that a disk that fills up later does not matter soon; what cannot be reserved is written without.
+    match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes.len() as u64 + reserve_bytes) {
+        Ok(()) | Err(_) => {}
+    }
+    write_all(&file, bytes).map_err(failed("write", temporary))?;
+    let stat = fstat(&file).map_err(failed("look at", temporary))?;
+    match renameat(dir, temporary, dir, name) {
+        Ok(()) => {}
+        // Somebody has put a directory there.
+        Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
+            super::workdir::remove(dir, name)
+                .map_err(|error| failed("replace", name)(io::Error::other(error.to_string())))?;
+            renameat(dir, temporary, dir, name).map_err(failed("rename", temporary))?;
+        }
+        Err(errno) => return Err(failed("rename", temporary)(errno)),
+    }
+    Ok((file, (stat.st_dev, stat.st_ino)))
+}
+
 /// The latest value of each key.
 #[derive(Debug)]
 pub struct StateFile {
     dir: OwnedFd,
     name: &'static str,
     file: Option<OwnedFd>,
-    /// Device and number of the file that is appended to.
-    inode: (u64, u64),
+    /// Of the file that is appended to.
+    inode: Inode,
     size: u64,
     /// The line of each key as it is to be in the file.
     live: BTreeMap<String, Vec<u8>>,
@@ -238,7 +334,7 @@ impl StateFile {
     /// names what is put into quarantine.
     ///
     /// # Errors
-    /// When it cannot be read, or not be put aside.
+    /// When it cannot be read now, for want of memory or descriptors.
     pub fn open(dir: OwnedFd, name: &'static str, stamp: u64) -> Result<(Self, Loaded), StateFileError> {
         let loaded = load(dir.as_fd(), name, stamp)?;
         let file = Self {
@@ -253,6 +349,11 @@ impl StateFile {
             stale: true,
         };
         Ok((file, loaded))
+    }
+
+    /// Puts the file that was read aside, because its records, whole as they are, mean nothing here; a sentence on that.
+    pub fn put_aside(&mut self, reason: &str, stamp: u64) -> String {
+        format!("{}: {reason}; {}", self.name, put_aside(self.dir.as_fd(), self.name, reason, stamp))
     }
 
     /// Sets a key; written at the next [`Self::flush`].
@@ -319,33 +420,9 @@ impl StateFile {
     /// As [`Self::flush`].
     pub fn rewrite(&mut self) -> Result<(), StateFileError> {
         self.stale = true;
-        let temporary = format!("{}.new", self.name);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::CLOEXEC;
-        let dir = self.dir.as_fd();
-        // Whatever an earlier daemon, or somebody else, has left under that name.
-        match super::workdir::remove(dir, &temporary) {
-            Ok(()) | Err(_) => {}
-        }
-        let file =
-            openat(dir, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR).map_err(failed("make", &temporary))?;
         let bytes: Vec<u8> = self.live.values().flatten().copied().collect();
-        // Only so that a disk that fills up later does not matter soon; what cannot be reserved is written without.
-        match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes.len() as u64 + RESERVE_BYTES) {
-            Ok(()) | Err(_) => {}
-        }
-        write_all(&file, &bytes).map_err(failed("write", &temporary))?;
-        match renameat(dir, temporary.as_str(), dir, self.name) {
-            Ok(()) => {}
-            // Somebody has put a directory there.
-            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
-                super::workdir::remove(dir, self.name)
-                    .map_err(|error| failed("replace", self.name)(io::Error::other(error.to_string())))?;
-                renameat(dir, temporary.as_str(), dir, self.name).map_err(failed("rename", &temporary))?;
-            }
-            Err(errno) => return Err(failed("rename", &temporary)(errno)),
-        }
-        let stat = fstat(&file).map_err(failed("open", self.name))?;
-        self.inode = (stat.st_dev, stat.st_ino);
+        let (file, inode) = write_anew(self.dir.as_fd(), self.name, &bytes, RESERVE_BYTES)?;
+        self.inode = inode;
         self.size = bytes.len() as u64;
         self.file = Some(file);
         self.pending.clear();
@@ -353,130 +430,21 @@ impl StateFile {
         Ok(())
     }
 
-    /// Waits until the disk has it: only where nothing waits for the daemon.
+    /// Waits until the disk has it: only where nothing waits for the daemon. After an error all is written anew, once: a
+    /// second try on the same file would prove nothing.
     ///
     /// # Errors
-    /// EIO. The file is then written anew by the next flush: a second try on the same file would prove nothing.
+    /// EIO.
     pub fn sync(&mut self) -> Result<(), StateFileError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        if fdatasync(file).is_ok() {
+            return Ok(());
+        }
+        self.rewrite()?;
         let Some(file) = &self.file else { return Ok(()) };
         fdatasync(file).map_err(|errno| {
             self.stale = true;
             failed("sync", self.name)(errno)
         })
-    }
-}
-
-/// Records that are only ever added, in two files of bounded size.
-#[derive(Debug)]
-pub struct RecordLog {
-    dir: OwnedFd,
-    name: &'static str,
-    old_name: String,
-    bytes_max: u64,
-    file: Option<OwnedFd>,
-    size: u64,
-    inode: (u64, u64),
-    pending: Vec<u8>,
-}
-
-impl RecordLog {
-    /// Reads the log `name` in `dir`, older records first. A file is rotated when it would grow beyond `bytes_max`.
-    ///
-    /// # Errors
-    /// When it cannot be read, or not be put aside.
-    pub fn open(
-        dir: OwnedFd,
-        name: &'static str,
-        bytes_max: u64,
-        stamp: u64,
-    ) -> Result<(Self, Loaded), StateFileError> {
-        let old_name = format!("{name}.1");
-        let mut loaded = load(dir.as_fd(), &old_name, stamp)?;
-        let newer = load(dir.as_fd(), name, stamp)?;
-        loaded.records.extend(newer.records);
-        loaded.damage = loaded.damage.or(newer.damage);
-        let log = Self { dir, name, old_name, bytes_max, file: None, size: 0, inode: (0, 0), pending: Vec::new() };
-        Ok((log, loaded))
-    }
-
-    /// Adds a record; written at the next [`Self::flush`].
-    pub fn add(&mut self, key: &str, value: &Value) {
-        let line = encode(key, value);
-        // What a full disk keeps from being written is bounded too.
-        if line.len() <= LINE_BYTES_MAX && (self.pending.len() + line.len()) as u64 <= self.bytes_max {
-            self.pending.extend_from_slice(&line);
-        }
-    }
-
-    /// Writes what was added.
-    ///
-    /// # Errors
-    /// The kernel's reason; it is tried again by the next call.
-    pub fn flush(&mut self) -> Result<(), StateFileError> {
-        // It is opened with the first flush, so that a full table of descriptors is met at the start and not at the first death.
-        if self.pending.is_empty() && self.file.is_some() {
-            return Ok(());
-        }
-        let dir = self.dir.as_fd();
-        if self.file.is_some() && inode(dir, self.name).map(|found| (found.0, found.1)) != Some(self.inode) {
-            self.file = None;
-        }
-        if self.size > 0 && self.size.saturating_add(self.pending.len() as u64) > self.bytes_max {
-            match renameat(dir, self.name, dir, self.old_name.as_str()) {
-                Ok(()) | Err(Errno::NOENT) => self.file = None,
-                Err(errno) => return Err(failed("rotate", self.name)(errno)),
-            }
-        }
-        if self.file.is_none() {
-            self.reopen()?;
-        }
-        let Some(file) = &self.file else { return Ok(()) };
-        match write_all(file, &self.pending) {
-            Ok(()) => {
-                self.size = self.size.saturating_add(self.pending.len() as u64);
-                self.pending.clear();
-                Ok(())
-            }
-            Err(errno) => {
-                match ftruncate(file, self.size) {
-                    Ok(()) | Err(_) => {}
-                }
-                Err(failed("write", self.name)(errno))
-            }
-        }
-    }
-
-    fn reopen(&mut self) -> Result<(), StateFileError> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = || openat(&self.dir, self.name, flags, Mode::RUSR | Mode::WUSR);
-        let file = match open() {
-            Err(Errno::ISDIR | Errno::LOOP | Errno::NXIO) => {
-                super::workdir::remove(self.dir.as_fd(), self.name)
-                    .map_err(|error| failed("replace", self.name)(io::Error::other(error.to_string())))?;
-                open()
-            }
-            opened => opened,
-        }
-        .map_err(failed("open", self.name))?;
-        let stat = fstat(&file).map_err(failed("open", self.name))?;
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let whole = self.whole_bytes(size).map_err(failed("read", self.name))?;
-        if whole < size {
-            // A line that a kill has cut short would swallow the next one.
-            ftruncate(&file, whole).map_err(failed("cut", self.name))?;
-        }
-        self.inode = (stat.st_dev, stat.st_ino);
-        self.size = whole;
-        self.file = Some(file);
-        Ok(())
-    }
-
-    /// Up to where the file has whole lines.
-    fn whole_bytes(&self, size: u64) -> Result<u64, Errno> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let bytes = read_all(&openat(&self.dir, self.name, flags, Mode::empty())?, size.min(BYTES_MAX))?;
-        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-        Ok(end as u64)
     }
 }

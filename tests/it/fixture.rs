@@ -180,15 +180,22 @@ impl Daemon {
     /// The same behind the words of `wrapper`.
     #[track_caller]
     pub(crate) fn start_again_under(&mut self, wrapper: &[&str]) -> ExitStatus {
+        self.try_start_again(wrapper).unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    /// As [`Self::start_again_under`]; the error is what the daemon said before it ended by itself. It can then be started
+    /// once more.
+    #[track_caller]
+    pub(crate) fn try_start_again(&mut self, wrapper: &[&str]) -> Result<ExitStatus, String> {
         assert!(ended_within(self.pidfd.as_fd(), LIFE_DEADLINE), "the daemon still runs");
         let ended = self.child.wait().expect("reap the daemon");
         self.events = None;
         fs::remove_file(self.path("notify")).expect("remove the notify socket");
         let notify;
         (self.child, self.pidfd, notify) = begin(&self.place, wrapper);
-        self.await_ready(&notify).unwrap_or_else(|refusal| panic!("{refusal}"));
+        self.await_ready(&notify)?;
         self.events = Some(Following::start(&self.place, &FOLLOW));
-        ended
+        Ok(ended)
     }
 
     #[track_caller]

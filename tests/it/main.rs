@@ -6,6 +6,8 @@
 #[path = "../checker/mod.rs"]
 mod checker;
 mod fixture;
+#[cfg(target_arch = "x86_64")]
+mod inject;
 mod leftovers;
 mod look;
 mod needs;
@@ -16,6 +18,8 @@ mod clients;
 mod container;
 mod control;
 mod crowd;
+#[cfg(target_arch = "x86_64")]
+mod faults;
 mod heartbeats;
 mod hostile;
 mod input;
@@ -29,6 +33,9 @@ mod program;
 mod proofs;
 mod reload;
 mod settings;
+mod shortages;
+mod stalls;
+mod state_files;
 mod store;
 mod supervision;
 mod survival;

@@ -37,6 +37,8 @@ pub(crate) enum Need<'a> {
     VarlinkPython,
     /// A Docker daemon that answers, and the image that `HALSUP_TEST_IMAGE` names.
     Docker,
+    /// A wall clock that may be set: a machine of its own, as `HALSUP_TEST_CLOCK` says.
+    WallClock,
     /// This many open files for one process.
     Descriptors(u64),
     /// A guest of `tests/vm` whose PID 1 is systemd. No other machine: the tests that need it install units.
@@ -58,6 +60,7 @@ impl fmt::Display for Need<'_> {
             Self::Python3 => f.write_str("python3"),
             Self::VarlinkPython => f.write_str("varlink-python"),
             Self::Docker => f.write_str("docker"),
+            Self::WallClock => f.write_str("wall-clock"),
             Self::Descriptors(count) => write!(f, "descriptors:{count}"),
             Self::Systemd => f.write_str("systemd"),
             Self::SystemdSince(version) => write!(f, "systemd:{version}"),
@@ -78,6 +81,7 @@ impl<'a> Need<'a> {
             "docker" => Self::Docker,
             "systemd" => Self::Systemd,
             _ if word.starts_with("systemd:") => Self::SystemdSince(word.split_once(':')?.1.parse().ok()?),
+            "wall-clock" => Self::WallClock,
             _ if word.starts_with("descriptors:") => Self::Descriptors(word.split_once(':')?.1.parse().ok()?),
             _ if word.starts_with("lacks:") => {
                 Self::Lacks(word.strip_prefix("lacks:").filter(|name| !name.is_empty())?)
@@ -111,6 +115,7 @@ impl<'a> Need<'a> {
                 first.is_ok_and(|name| name.trim_end() == "systemd") && Path::new(GUEST_JOB).exists()
             }
             Self::SystemdSince(version) => Self::Systemd.met() && systemd_version().is_some_and(|here| here >= version),
+            Self::WallClock => std::env::var_os("HALSUP_TEST_CLOCK").is_some(),
             Self::Descriptors(count) => {
                 let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
                 limit.maximum.is_none_or(|maximum| maximum >= count)
@@ -209,6 +214,7 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Python3,
         Need::VarlinkPython,
         Need::Docker,
+        Need::WallClock,
         Need::Descriptors(12_000),
         Need::Systemd,
         Need::SystemdSince(253),

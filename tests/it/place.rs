@@ -63,7 +63,7 @@ pub(crate) fn command() -> Command {
     command_of(program())
 }
 
-fn command_of(program: OsString) -> Command {
+pub(crate) fn command_of(program: OsString) -> Command {
     let mut command = Command::new(program);
     let kept = ["PATH", "LANG", "RUST_BACKTRACE"];
     command.env_clear().envs(kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).stdin(Stdio::null());

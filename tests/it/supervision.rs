@@ -211,7 +211,7 @@ fn a_shortage_of_the_host_is_waited_out_and_is_no_crash() {
     let before = prlimit(pid, Resource::Nofile, Rlimit { current: Some(open + 4), maximum: Some(20_000) });
     let before = before.expect("lower its limit");
     let mut scaling = daemon.place().command(&["scale", "web", "1"]).spawn().expect("ask for a worker");
-    daemon.wait_until("the shortage is met", |daemon| Some(()).filter(|()| daemon.stderr().contains("trying again")));
+    daemon.wait_until("the shortage is met", |daemon| Some(()).filter(|()| daemon.stderr().contains("tried again")));
     let raised = Rlimit { current: before.current, maximum: Some(20_000) };
     prlimit(pid, Resource::Nofile, raised).expect("raise its limit");
     assert!(scaling.wait().expect("wait for the order").success());

@@ -9,6 +9,7 @@ use super::super::pool::Pool;
 use super::super::state::Daemon;
 use crate::engine::{State, Target as EngineTarget, Time, WorkerView};
 use crate::host::cgroup::{Availability, wanted_limits};
+use crate::host::spawn::pid_of;
 use crate::protocol::control::{Controllers, Occupancy, PROTOCOL, PoolInfo, StateCounts, StatusReply, WorkerInfo};
 use crate::spec::PoolId;
 
@@ -143,7 +144,7 @@ impl Daemon {
             state: worker_state(view.state),
             occupancy: is_ready.then_some(Occupancy::Warm),
             generation: view.generation.map(|generation| generation.0),
-            pid: live.and_then(|live| live.main_pid),
+            pid: live.and_then(|live| live.main_pid.or_else(|| pid_of(live.main.as_ref()?))),
             init_pid: live.and_then(|live| u32::try_from(live.init_pid).ok()),
             uid: live.map(|live| live.uid),
             since: self.ago(age),

@@ -69,6 +69,8 @@ const CLIENTS_OF_USER_MAX: usize = 64;
 /// How long nothing is accepted after descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long after a failure it is tried again to make the socket that somebody has removed.
+const SOCKET_PAUSE: Duration = Duration::from_secs(1);
 /// How often refusals are logged at the most.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -117,6 +119,8 @@ pub(super) struct Control {
     pub(super) paused: bool,
     /// How many connections were accepted.
     pub(super) accepted: u64,
+    /// Since the last connection that was accepted, one could not be.
+    is_short: bool,
     /// By place, which is the lowest that was free.
     clients: BTreeMap<u32, Client>,
     next_number: u64,
@@ -146,6 +150,7 @@ impl Control {
             own_uid: rustix::process::geteuid().as_raw(),
             paused: false,
             accepted: 0,
+            is_short: false,
             clients: BTreeMap::new(),
             next_number: 0,
             orders: Orders::default(),
@@ -270,7 +275,10 @@ impl Daemon {
                     old.close(&mut self.sources);
                 }
             }
-            Err(error) => tracing::error!(target: "control", "{}", crate::daemon::birth::chain(&error)),
+            Err(error) => {
+                tracing::error!(target: "control", "{}; it is tried again", crate::daemon::birth::chain(&error));
+                self.timers.set(clock::after(self.now, SOCKET_PAUSE), Timer::ResumeAccept);
+            }
         }
     }
 
@@ -281,12 +289,15 @@ impl Daemon {
             match accept_with(&listener.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
                     self.control.accepted = self.control.accepted.wrapping_add(1);
+                    self.control.is_short = false;
                     self.welcome(socket);
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => {
-                    tracing::warn!(target: "control", %errno, "accept a control connection; none is accepted for a moment");
+                    if !std::mem::replace(&mut self.control.is_short, true) {
+                        tracing::warn!(target: "control", %errno, "accept a control connection; it is tried again until it goes");
+                    }
                     self.control.paused = true;
                     self.timers.set(clock::after(self.now, ACCEPT_PAUSE), Timer::ResumeAccept);
                     return;
@@ -298,8 +309,9 @@ impl Daemon {
         }
     }
 
-    /// Accepts connections again.
+    /// Accepts connections again, on a socket that can be found.
     pub(super) fn resume_accept(&mut self) {
+        self.look_after_socket();
         self.control.paused = false;
         self.on_listener();
     }

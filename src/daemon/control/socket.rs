@@ -10,6 +10,7 @@ use std::path::Path;
 
 use mio::Interest;
 use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::{BACKLOG, ControlError, SOCKET_NAME_NEW};
@@ -62,10 +63,21 @@ pub(super) fn bind(spec: &DaemonSpec, path: &Path) -> Result<OwnedFd, ControlErr
         .map_err(|errno| failed("open", errno.into()))?;
     // The file takes this mode when it is bound, so there is no moment at which it is open to more.
     fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("set mode of", errno.into()))?;
-    rustix::net::bind(&socket, &address).map_err(|errno| failed("bind", errno.into()))?;
+    match rustix::net::bind(&socket, &address) {
+        // A disk without room has the room of the socket that nobody listens on any more.
+        Err(Errno::NOSPC | Errno::DQUOT) if remove_file(path).is_ok() => rustix::net::bind(&socket, &address),
+        bound => bound,
+    }
+    .map_err(|errno| failed("bind", errno.into()))?;
     set_permissions(&new, mode(spec)).map_err(|error| failed("set mode of", error))?;
     rustix::net::listen(&socket, BACKLOG).map_err(|errno| failed("listen on", errno.into()))?;
-    rename(&new, path).map_err(|error| failed("name", error))?;
+    match rename(&new, path) {
+        Err(error) if error.raw_os_error() == Some(Errno::ISDIR.raw_os_error()) => {
+            std::fs::remove_dir_all(path).and_then(|()| rename(&new, path))
+        }
+        named => named,
+    }
+    .map_err(|error| failed("name", error))?;
     Ok(socket)
 }
 

@@ -205,6 +205,7 @@ fn control() -> Control {
         own_uid: 0,
         paused: false,
         accepted: 0,
+        is_short: false,
         clients: BTreeMap::new(),
         next_number: 0,
         orders: Orders::default(),
