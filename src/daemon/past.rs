@@ -225,8 +225,8 @@ mod tests {
 
     fn past(boot: &str, records: &[(&str, Value)]) -> Past {
         let header = json!({ "format": FORMAT, "instance": "default", "boot": "now", "generation": 40 });
-        let records =
-            [("daemon", header)].iter().chain(records).map(|(key, value)| ((*key).to_owned(), Some(value.clone())));
+        let header = [("daemon", header)];
+        let records = header.iter().chain(records).map(|(key, value)| ((*key).to_owned(), Some(value.clone())));
         let loaded = Loaded { records: records.collect(), damage: None };
         Past::of(loaded, Loaded::default(), &InstanceName::parse("default").unwrap(), boot)
     }
