@@ -419,6 +419,15 @@ impl World {
                 if let Input::BeatIntervalSet(_, _, interval) = input {
                     process.beat_every = interval;
                 }
+                if let Input::TimeoutExtended(id, ..) = input
+                    && self.long_extensions
+                    && !self.calm
+                {
+                    // However often it is said, it is never more than an hour in all.
+                    let (later, longer) = (self.dice.millis(500, 20_000), self.dice.millis(0, 7_200_000));
+                    let again = Input::TimeoutExtended(id, generation, longer);
+                    self.at(later, Happening::Says(generation, again));
+                }
                 self.report(input)
             }
             Happening::Dies(generation, ended, by_itself) => self.die(generation, ended, by_itself),
