@@ -223,3 +223,68 @@ impl BirthRecord {
 fn is_entry(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= NAME_BYTES_MAX && !name.contains(['/', '\0'])
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::Phase;
+
+    fn past(boot: &str, records: &[(&str, Value)]) -> Past {
+        let header = json!({ "format": FORMAT, "instance": "default", "boot": "now", "generation": 40 });
+        let header = [("daemon", header)];
+        let records = header.iter().chain(records).map(|(key, value)| ((*key).to_owned(), Some(value.clone())));
+        let loaded = Loaded { records: records.collect(), damage: None };
+        Past::of(loaded, Loaded::default(), &InstanceName::parse("default").unwrap(), boot)
+    }
+
+    #[test]
+    fn records_count_in_their_own_boot_and_generations_in_any() {
+        let worker = json!({ "generation": 41, "phase": "running" });
+        let pool = json!({ "wanted": 2, "min": 1, "max": 3 });
+        let records = [("worker/web/0", worker), ("pool/web", pool)];
+        let known = past("now", &records);
+        let web = PoolName::parse("web").unwrap();
+        assert_eq!(known.workers[&(web.clone(), 0)].phase, Phase::Running);
+        assert_eq!(known.pools[&web], PastPool { wanted: 2, size: (1, 3) });
+        let later = past("later", &records);
+        assert!(later.workers.is_empty() && later.pools.is_empty());
+        assert_eq!([known.generation, later.generation, past("now", &[]).generation], [41, 41, 40]);
+    }
+
+    #[test]
+    fn a_record_that_no_daemon_writes_counts_for_nothing_and_is_said() {
+        let running = json!({ "generation": 7, "phase": "running" });
+        for (key, value) in [
+            ("worker/web/+1", running.clone()),
+            ("worker/web/01", running.clone()),
+            ("worker/Web/0", running),
+            ("worker/web/0", json!({ "generation": 7, "phase": "dancing" })),
+            ("worker/web/0", json!({ "generation": null, "phase": "running" })),
+            ("worker/web/0", json!({ "generation": GENERATION_MAX + 1, "phase": "running" })),
+        ] {
+            let past = past("now", &[(key, value)]);
+            assert!(past.workers.is_empty() && past.damage.len() == 1 && past.generation == 40, "{key}: {past:?}");
+        }
+        let many: Vec<String> = (0..100).map(|number| format!("worker/\u{1b}/{number}")).collect();
+        let records: Vec<(&str, Value)> = many.iter().map(|key| (key.as_str(), Value::from(0))).collect();
+        let damage = past("now", &records).damage;
+        assert!(damage.len() <= DAMAGE_MAX && !damage.concat().contains(char::is_control), "{damage:?}");
+    }
+
+    #[test]
+    fn a_birth_record_names_nothing_outside_its_directory() {
+        let record = |work_name: &str, tree: &str| {
+            let record = json!({
+                "pool": "web", "slot": 0, "generation": 7, "uid": 1, "frees": null, "port": null, "work_name": work_name,
+                "trees": [["work", tree]], "started_msec": 0, "listen": [], "channel": false, "notify": true,
+            });
+            BirthRecord::read(record.to_string().as_bytes())
+        };
+        assert!(record("web.0-7", "web.0-7").is_ok());
+        for name in ["", ".", "..", "/", "a/b", "../a", "a\0", &"x".repeat(256)] {
+            assert!(record(name, "web.0-7").is_err() && record("web.0-7", name).is_err(), "{name:?}");
+        }
+    }
+}

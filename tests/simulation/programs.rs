@@ -166,7 +166,10 @@ impl World {
             ]);
             self.at(later, Happening::Dies(generation, ended, true));
         }
-        let (most, extends, soon) = if self.long_extensions { (7_200_000, 60, 400) } else { (20_000, 8, 15_000) };
+        let (most, extends, soon) = match self.long_extensions {
+            true => (7_200_000, 60, self.dice.pick(&[400, 40_000])),
+            false => (20_000, 8, 15_000),
+        };
         let none = !self.long_extensions && self.dice.chance(5);
         let own_interval = if none { Duration::ZERO } else { self.dice.millis(200, 5000) };
         let says = [

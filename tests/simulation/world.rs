@@ -85,9 +85,9 @@ impl World {
     pub(crate) fn new(seed: u64, traced: bool) -> Self {
         let mut dice = Dice::new(seed);
         let last = if dice.chance(10) { u64::MAX - dice.below(20) } else { 0 };
-        let (stalls, long_extensions) = (dice.chance(30), dice.chance(2));
+        let (stalls, long_extensions) = (dice.chance(30), dice.chance(4));
         // Where generations begin anew, nobody can count on from the highest.
-        let mortal = last == 0 && dice.chance(60);
+        let mortal = last == 0 && (long_extensions || dice.chance(60));
         let patiences = (1..=3).map(|pool| {
             let patience = dice.pick(&[Some(0), Some(5), Some(60), Some(60), None, None]);
             (PoolId(pool), patience.map(Duration::from_secs))
@@ -418,6 +418,15 @@ impl World {
                 }
                 if let Input::BeatIntervalSet(_, _, interval) = input {
                     process.beat_every = interval;
+                }
+                if let Input::TimeoutExtended(id, ..) = input
+                    && self.long_extensions
+                    && !self.calm
+                {
+                    // However often it is said, it is never more than an hour in all.
+                    let (later, longer) = (self.dice.millis(500, 20_000), self.dice.millis(0, 7_200_000));
+                    let again = Input::TimeoutExtended(id, generation, longer);
+                    self.at(later, Happening::Says(generation, again));
                 }
                 self.report(input)
             }
