@@ -31,7 +31,9 @@ struct Look {
 fn look(path: &Path) -> Look {
     let meta = fs::symlink_metadata(path).ok();
     let is_small = meta.as_ref().is_some_and(|meta| meta.is_file() && meta.len() <= 64 << 10);
-    let identity = meta.map(|m| (m.dev(), m.ino(), m.mode(), m.uid(), m.gid(), m.rdev()));
+    // The kernel numbers what is in /proc anew when it has forgotten it.
+    let number = |meta: &fs::Metadata| if path.starts_with("/proc") { 0 } else { meta.ino() };
+    let identity = meta.map(|m| (m.dev(), number(&m), m.mode(), m.uid(), m.gid(), m.rdev()));
     let content = if is_small { fs::read(path).ok() } else { None };
     Look { path: path.to_owned(), identity, content }
 }

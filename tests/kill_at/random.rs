@@ -26,7 +26,8 @@ const LIFE_MSEC: u64 = 120;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A pool of changing size, one whose workers crash all the time, one that has to begin anew each time, one that is ready late.
-const POOLS: &str = "[pool.web]\nmin = 1\nmax = 4\ncommand = [{SLEEP}]\nrestart = { max_restarts = 10000 }\n\
+const POOLS: &str = "[pool.web]\nmin = 1\nmax = 4\ncommand = [{SLEEP}]\n\
+    restart = { max_restarts = 10000, delay = '10ms', delay_max = '50ms' }\n\
     [pool.crash]\ncommand = ['sh', '-c', 'sleep 0.05; exit 1']\n\
     restart = { max_restarts = 10000, delay = '10ms', delay_max = '50ms' }\n\
     [pool.brief]\non_supervisor_death = '0s'\ncommand = [{SLEEP}]\n\
