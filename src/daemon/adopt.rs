@@ -213,7 +213,10 @@ pub(super) fn settle(spec: &PoolSpec, past: &Past, left: &mut Left, now: Time, s
 /// What a worker is taken for of which nothing was written down.
 fn assumed(spec: &PoolSpec, worker: &Found, older: Option<WorkerRecord>, now: Time) -> WorkerRecord {
     let up = clock::wall().duration_since(clock::from_msec(worker.birth.started_msec)).unwrap_or_default();
-    let ready = spec.ready == Ready::Exec || up > spec.policy.startup.ready_timeout;
+    // A word of readiness is said once, and may have been heard: to take who has said it for one that never will would end
+    // a healthy worker. What can be looked at again is looked at again.
+    let cannot_be_asked = matches!(spec.ready, Ready::Exec | Ready::Notify | Ready::Channel);
+    let ready = cannot_be_asked || up > spec.policy.startup.ready_timeout;
     let phase = match (&worker.init.main, ready) {
         (None, _) => engine::Phase::Spawning,
         (Some(_), true) => engine::Phase::Running,

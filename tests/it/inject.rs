@@ -383,7 +383,12 @@ fn a_call_of_a_traced_program_fails_as_it_is_told() {
         dir.path(),
         vec![Rule::fail(&[libc::SYS_openat, libc::SYS_open], Errno::EDQUOT).about("/no-such-directory/no-such-file")],
     );
-    let output = crate::place::run(crate::place::command_of(shell.into()).args([
+    // Not a child of this process: a wait for a child that is traced from here may be told of its stops instead of its end.
+    let output = crate::place::run(crate::place::command_of("sh".into()).args([
+        "-c",
+        "\"$@\"; exit $?",
+        "sh",
+        &shell,
         &flag,
         &script,
         "cat",
