@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use super::birth::{chain, start_failure};
+use super::birth::{chain, errno_of, is_shortage, start_failure};
 use super::ends::Ends;
 use super::live::{Evidence, Live, Particulars, Phase};
 use super::past::{BirthRecord, Past, PastPool};
@@ -137,8 +137,9 @@ fn open(cgroups: &CgroupRoot, found: &FoundWorker, deadline: Time) -> Result<Ope
                 let oom = cgroup.memory_events()?.is_some_and(|events| events.oom_kill > 0);
                 return Ok(Opened::Empty { oom });
             }
-            // It is between clone and exec, which takes a millisecond or two.
-            Err(AdoptError::Unborn) if clock::now() < deadline => pause(),
+            // It is between clone and exec, which takes a millisecond or two; or the host has no room now, for which no
+            // worker is ended at once.
+            Err(error) if clock::now() < deadline && may_pass(&error) => pause(),
             Err(error) => return Err(error),
         }
     };
@@ -150,6 +151,10 @@ fn open(cgroups: &CgroupRoot, found: &FoundWorker, deadline: Time) -> Result<Ope
         && (birth.slot, birth.generation) == (found.slot, found.generation.0)
         && init.generation == birth.generation;
     if same { Ok(Opened::Alive(Box::new(Found { cgroup, init, birth }))) } else { Err(AdoptError::NoInit) }
+}
+
+fn may_pass(error: &AdoptError) -> bool {
+    matches!(error, AdoptError::Unborn) || errno_of(error).is_some_and(is_shortage)
 }
 
 /// There is no event for an exec; this happens only where a daemon was killed in the middle of a spawn.

@@ -248,12 +248,17 @@ impl Daemon {
     /// Takes an upgrade a step further, at the end of a turn.
     pub(super) fn go_on_with_upgrade(&mut self) {
         let Some(upgrade) = &self.upgrade else { return };
+        let stops = self.state == DaemonState::Stopping;
         let ready = match &upgrade.stage {
+            Stage::Trial { helper, .. } if stops => {
+                // Nothing may run on that this daemon has started.
+                return super::log::best_effort(helper.kill(), "it has ended by itself");
+            }
             Stage::Trial { .. } => return,
             // A child between clone and exec may share this process's descriptors: nothing may be inheritable meanwhile.
             Stage::Wanted | Stage::Passed => self.live.values().all(|live| live.birth.is_none()),
         };
-        if self.state == DaemonState::Stopping {
+        if stops {
             return self.refuse_upgrade("the daemon is shutting down");
         }
         if !ready {
@@ -333,16 +338,26 @@ impl Daemon {
         let text = message.as_ref().map(serde_json::to_vec).transpose();
         let memfd =
             handover::write(&text.map_err(|error| failed("write the hand-over")(error.into()))?.unwrap_or_default())?;
-        let fds: Vec<_> =
-            self.handed_descriptors().into_iter().chain([&memfd, &old, &verdict].map(AsFd::as_fd)).collect();
+        // By its descriptor: what is tried is what is become, whatever its path leads to meanwhile.
+        let program = upgrade.program.file();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        let own = [memfd.as_fd(), old.as_fd(), verdict.as_fd(), program];
+        let fds: Vec<_> = self.handed_descriptors().into_iter().chain(own).collect();
         let arguments = self.arguments();
         let arguments: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
         let number = memfd.as_raw_fd().to_string();
         let variables = [(HANDED_VARIABLE, number.as_str()), (TRIAL_VARIABLE, "1")];
-        let run = || Helper::run(upgrade.program.path(), &arguments, &variables).map_err(failed("run the program"));
+        let run = || Helper::run(&path, &arguments, &variables).map_err(failed("run the program"));
         let helper = with_inherited(&fds, run)?;
-        let token = self.sources.add(helper.pidfd().as_fd(), Source::Trial, Interest::READABLE);
-        let token = token.map_err(failed("watch the program"))?;
+        let token = match self.sources.add(helper.pidfd().as_fd(), Source::Trial, Interest::READABLE) {
+            Ok(token) => token,
+            Err(error) => {
+                super::log::best_effort(helper.kill(), "it has ended by itself");
+                // Its end is heard like that of any other child that nobody knows.
+                self.strays = true;
+                return Err(failed("watch the program")(error));
+            }
+        };
         let deadline = clock::after(self.now, PATIENCE);
         self.timers.set(deadline, Timer::Upgrade);
         tracing::info!(target: "pool", "trying {}", upgrade.program.path().display());

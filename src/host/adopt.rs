@@ -118,6 +118,9 @@ impl Adopted {
             | AdoptError::Layout
             | AdoptError::Step { .. } => error,
         })?;
+        if !executes_init(pid).map_err(step("look at what its init executes"))? {
+            return Err(AdoptError::Unborn);
+        }
         let header = read_header(image.as_fd())?;
         let record = read_record(image.as_fd(), &header)?;
         let number = |place: u64| {
@@ -199,7 +202,11 @@ fn open_init(pid: u32, depth: usize) -> Result<Option<OwnedFd>, AdoptError> {
         Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
         Err(errno) => return Err(step("open a pidfd of its init")(errno)),
     };
-    let Ok(status) = read_status(&pid.to_string()) else { return Ok(None) };
+    let status = match read_status(&pid.to_string()) {
+        Ok(status) => status,
+        Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
+        Err(errno) => return Err(step("look at a process of its cgroup")(errno)),
+    };
     let is_init = namespace_pids(&status).is_some_and(|pids| pids.len() == depth + 1 && pids.last() == Some(&1));
     Ok((is_init && !has_ended(&pidfd)).then_some(pidfd))
 }
@@ -210,6 +217,17 @@ fn read_status(process: &str) -> Result<String, Errno> {
     let mut bytes = [0_u8; STATUS_BYTES_MAX];
     let length = retry_on_intr(|| pread(&file, &mut bytes, 0))?;
     Ok(String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned())
+}
+
+/// Whether a process that is an init by its place has executed: before, its descriptors are still the daemon's that cloned it,
+/// and some of them may be in place and others not.
+fn executes_init(pid: u32) -> Result<bool, Errno> {
+    match rustix::fs::readlink(format!("/proc/{pid}/exe"), Vec::new()) {
+        Ok(path) => Ok(path.as_bytes().starts_with(b"/memfd:halsup")),
+        // It has just ended, which the next look shows.
+        Err(Errno::NOENT | Errno::SRCH) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The pids of a process in each namespace from ours down. Its name comes first in the file and cannot hold a line end.

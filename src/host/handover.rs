@@ -260,7 +260,10 @@ impl Handed {
         let missing = || step("take a descriptor that was handed over")(io::Error::from(Errno::BADF));
         self.kept.extend([own(old).ok_or_else(missing)?]);
         let find = |number: RawFd| self.kept.iter().find(|fd| fd.as_raw_fd() == number).ok_or_else(missing);
-        let Some(patience) = patience else { return Ok(()) };
+        let Some(patience) = patience else {
+            // The alarm of the program that failed goes on across execve(2).
+            return fallback::disarm().map_err(step("give up the way back"));
+        };
         fallback::arm(find(old)?.as_fd(), find(verdict)?.as_fd(), argv, envp, patience)
             .map_err(step("prepare the way back"))
     }

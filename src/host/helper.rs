@@ -42,7 +42,7 @@ impl Helper {
     pub fn run(program: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> io::Result<Self> {
         let (stdout, their_stdout) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let (stderr, their_stderr) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let child = std::process::Command::new(program)
+        let mut child = std::process::Command::new(program)
             .args(arguments)
             .envs(variables.iter().copied())
             .stdin(std::process::Stdio::null())
@@ -50,8 +50,14 @@ impl Helper {
             .stderr(their_stderr)
             .spawn()?;
         // Not waited for yet, so the pid is still this child's.
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-        Ok(Self { pidfd, stdout, stderr })
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self { pidfd, stdout, stderr }),
+            Err(errno) => {
+                child.kill()?;
+                child.wait()?;
+                Err(errno.into())
+            }
+        }
     }
 
     /// Readable when it has ended.

@@ -362,7 +362,7 @@ impl StateFile {
         if line.len() > LINE_BYTES_MAX || self.live.get(key) == Some(&line) {
             return;
         }
-        self.pending.extend_from_slice(&line);
+        self.add(&line);
         self.live_bytes += line.len() as u64;
         if let Some(old) = self.live.insert(key.to_owned(), line) {
             self.live_bytes = self.live_bytes.saturating_sub(old.len() as u64);
@@ -373,7 +373,15 @@ impl StateFile {
     pub fn remove(&mut self, key: &str) {
         if let Some(old) = self.live.remove(key) {
             self.live_bytes = self.live_bytes.saturating_sub(old.len() as u64);
-            self.pending.extend_from_slice(&encode(key, &Value::Null));
+            self.add(&encode(key, &Value::Null));
+        }
+    }
+
+    /// Adds a line to what is appended next. A file that is written anew anyway needs none: however long a disk takes nothing,
+    /// no more waits than there are keys.
+    fn add(&mut self, line: &[u8]) {
+        if !self.stale {
+            self.pending.extend_from_slice(line);
         }
     }
 
@@ -405,6 +413,7 @@ impl StateFile {
             }
             Err(errno) => {
                 self.stale = true;
+                self.pending.clear();
                 // So that no half line stands in the way of the next; if this fails too, the checksum tells.
                 match ftruncate(file, self.size) {
                     Ok(()) | Err(_) => {}

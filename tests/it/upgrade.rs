@@ -176,6 +176,28 @@ fn a_program_that_cannot_take_over_is_not_become() {
 }
 
 #[test]
+fn a_trial_that_hangs_does_not_outlive_the_daemon() {
+    needs!(Root, CgroupTree);
+    let mut daemon = Daemon::start("[pool.web]\ncommand = ['sleep', 'infinity']\n");
+    wait_healthy(&mut daemon, 1);
+    let path = daemon.path("hangs");
+    let sign = daemon.path("began");
+    fs::write(&path, format!("#!/bin/sh\necho $$ > '{0}.new'\nmv '{0}.new' '{0}'\nexec sleep 1000\n", sign.display()))
+        .expect("write a script");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    let mut asking =
+        daemon.place().command(&["daemon", "reexec", "--binary"]).arg(&path).spawn().expect("ask for an upgrade");
+    let trial = daemon.wait_until("the trial", |_| fs::read_to_string(&sign).ok());
+    let trial = rustix::process::Pid::from_raw(trial.trim().parse().expect("a pid"));
+    let trial = rustix::process::pidfd_open(trial.expect("a pid"), rustix::process::PidfdFlags::empty());
+    assert_eq!(daemon.stop(), 0);
+    let ended =
+        crate::fixture::ended_within(std::os::fd::AsFd::as_fd(&trial.expect("it runs")), Duration::from_secs(20));
+    assert!(ended, "nothing runs on that the daemon has started");
+    assert!(!asking.wait().expect("reap the client").success());
+}
+
+#[test]
 fn a_program_that_fails_afterwards_becomes_the_old_one_again() {
     needs!(Root, CgroupTree);
     let mut daemon = Daemon::start("[pool.web]\nsize = 2\ncommand = ['sleep', 'infinity']\n");
