@@ -4,6 +4,7 @@
 //! and said again until its queue takes it; a beat of the watchdog that finds the queue full is dropped. Without
 //! `NOTIFY_SOCKET` everything here does nothing.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -23,8 +24,11 @@ const STATUS_CHARS_MAX: usize = 200;
 /// The service manager.
 #[derive(Debug, Default)]
 pub(super) struct Manager {
-    /// A socket of our own and the manager's address. Not connected: the manager may be started anew at the same place.
-    socket: Option<(OwnedFd, SocketAddrUnix)>,
+    /// Where it listens.
+    address: Option<SocketAddrUnix>,
+    /// A socket of our own, made by the first message that could have one: a start short of memory or descriptors is still
+    /// to be told as ready later. Not connected: the manager may be started anew at the same place.
+    socket: OnceCell<OwnedFd>,
     watchdog: Option<Duration>,
     /// The latest news that its queue was too full for.
     unheard: Option<String>,
@@ -42,18 +46,11 @@ impl Manager {
             (None, true) => SocketAddrUnix::new(named.as_str()),
             (None, false) => Err(Errno::AFNOSUPPORT),
         };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let made = address.and_then(|address| {
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-            Ok((socket, address))
-        });
-        match made {
-            Ok(socket) => Self {
-                socket: Some(socket),
-                watchdog: watchdog(env, std::process::id()),
-                unheard: None,
-                awaited: false,
-            },
+        match address {
+            Ok(address) => {
+                let watchdog = watchdog(env, std::process::id());
+                Self { address: Some(address), watchdog, ..Self::default() }
+            }
             Err(error) => {
                 tracing::warn!(target: "control", socket = named, %error, "cannot notify the service manager");
                 Self::default()
@@ -105,23 +102,33 @@ impl Manager {
     fn tell(&mut self, news: String) {
         self.unheard = None;
         match self.send(&news) {
-            // Full, or no memory for a message now: neither says that nobody listens.
-            Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => self.unheard = Some(news),
+            Err(Errno::AGAIN) => self.unheard = Some(news),
             sent => best_effort(sent, "nobody listens for the service manager, and nothing depends on it"),
         }
     }
 
     /// Whether there is a manager to talk to.
     pub(super) const fn is_there(&self) -> bool {
-        self.socket.is_some()
+        self.address.is_some()
+    }
+
+    /// The socket to speak from; made where there is none yet.
+    fn socket(&self) -> Result<&OwnedFd, Errno> {
+        if let Some(socket) = self.socket.get() {
+            return Ok(socket);
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        Ok(self.socket.get_or_init(|| socket))
     }
 
     /// Says something about a descriptor, and passes it.
     ///
     /// # Errors
-    /// EAGAIN: the queue is full; else nobody listens.
+    /// EAGAIN: not now; else nobody listens.
     pub(super) fn send_with(&self, message: &str, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-        let Some((socket, address)) = &self.socket else { return Ok(()) };
+        let Some(address) = &self.address else { return Ok(()) };
+        let socket = self.socket().map_err(not_now)?;
         let fds = [fd];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -130,17 +137,30 @@ impl Manager {
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let text = [IoSlice::new(message.as_bytes())];
-        rustix::io::retry_on_intr(|| rustix::net::sendmsg_addr(socket, address, &text, &mut control, flags)).map(drop)
+        rustix::io::retry_on_intr(|| rustix::net::sendmsg_addr(socket, address, &text, &mut control, flags))
+            .map(drop)
+            .map_err(not_now)
     }
 
     /// Says something that needs no answer.
     ///
     /// # Errors
-    /// EAGAIN: the queue is full; else nobody listens.
+    /// EAGAIN: not now; else nobody listens.
     pub(super) fn send(&self, message: &str) -> Result<(), Errno> {
-        let Some((socket, address)) = &self.socket else { return Ok(()) };
+        let Some(address) = &self.address else { return Ok(()) };
+        let socket = self.socket().map_err(not_now)?;
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::io::retry_on_intr(|| rustix::net::sendto(socket, message.as_bytes(), flags, address)).map(drop)
+        rustix::io::retry_on_intr(|| rustix::net::sendto(socket, message.as_bytes(), flags, address))
+            .map(drop)
+            .map_err(not_now)
+    }
+}
+
+/// Nothing to make a message or a socket of is as good as a full queue: neither says that nobody listens.
+const fn not_now(error: Errno) -> Errno {
+    match error {
+        Errno::NOBUFS | Errno::NOMEM | Errno::MFILE | Errno::NFILE => Errno::AGAIN,
+        other => other,
     }
 }
 
@@ -236,7 +256,7 @@ mod tests {
     fn nobody_to_notify_is_no_error() {
         for named in [&[][..], &[("NOTIFY_SOCKET", "")], &[("NOTIFY_SOCKET", "vsock:2:1")]] {
             let mut manager = Manager::from_environment(&environment(named));
-            assert!(manager.socket.is_none(), "{named:?}");
+            assert!(!manager.is_there(), "{named:?}");
             manager.ready("alone");
         }
     }
