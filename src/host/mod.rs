@@ -11,6 +11,7 @@ pub mod handover;
 pub mod helper;
 pub mod identity;
 pub mod init_image;
+pub mod init_orders;
 pub mod kernel;
 pub mod ledger;
 pub mod logfile;
