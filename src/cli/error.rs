@@ -33,6 +33,12 @@ pub(super) enum Error {
     Incomplete { what: String, achieved: u32, wanted: u32, failures: Vec<Failure> },
     #[error("{reason}")]
     Usage { reason: String },
+    #[error("Session not found: {name}; `halsup pool list` shows those that there are")]
+    NoSession { name: String },
+    #[error("directory {} does not exist", path.display())]
+    NoDirectory { path: PathBuf },
+    #[error("{reason}")]
+    NoClaims { reason: String },
     #[error("configuration {} does not exist: name one with --config, or write it", path.display())]
     FileMissing { path: PathBuf },
     #[error("read {}", path.display())]
@@ -78,7 +84,7 @@ impl Error {
             Self::OutputClosed => ExitCode::Done,
             Self::Unreachable { .. } | Self::Lost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
-            Self::FileMissing { .. } => ExitCode::NotFound,
+            Self::FileMissing { .. } | Self::NoSession { .. } | Self::NoDirectory { .. } => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {
@@ -93,6 +99,7 @@ impl Error {
             },
             Self::Denied { .. }
             | Self::Connect { .. }
+            | Self::NoClaims { .. }
             | Self::Call { .. }
             | Self::Answer { .. }
             | Self::Incomplete { .. }

@@ -4,6 +4,8 @@
 //! to stderr; an error is printed once, here.
 
 mod check;
+mod claim;
+mod claim_options;
 mod client;
 mod completions;
 mod config;
@@ -25,10 +27,14 @@ mod man;
 mod notify;
 mod order;
 mod output;
+mod pool;
 mod ps;
+mod release;
 mod reset;
 mod restart;
 mod scale;
+mod session;
+mod spawn;
 mod start;
 mod stats;
 mod status;
@@ -82,6 +88,12 @@ enum Verb {
     Restart(restart::Restart),
     Kill(kill::Kill),
     Scale(scale::Scale),
+    Spawn(Box<spawn::Spawn>),
+    Claim(Box<claim::Claim>),
+    Release(release::Release),
+    /// Look after the warm workers of a pool that can be claimed.
+    #[command(subcommand)]
+    Pool(pool::Verb),
     Reset(reset::Reset),
     Logs(logs::Logs),
     Events(events::Events),
@@ -106,6 +118,10 @@ impl Verb {
             Self::Restart(verb) => verb.run(context),
             Self::Kill(verb) => verb.run(context),
             Self::Scale(verb) => verb.run(context),
+            Self::Spawn(verb) => verb.run(context),
+            Self::Claim(verb) => verb.run(context),
+            Self::Release(verb) => verb.run(context),
+            Self::Pool(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
             Self::Events(verb) => verb.run(context),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mio::Interest;
 
+use super::bind::WINDOW;
 use super::ends::{Ends, ends, give, make_dir};
 use super::environment::{self, WORK_DIR};
 use super::live::{Evidence, Live, Watched};
@@ -440,9 +441,18 @@ fn image(
         ledger_at,
         generation: record.generation,
         record: &written,
-        begins: Begins::Program,
+        begins: begins(pool),
     };
     Ok(start_image(&start)?)
+}
+
+/// A worker that can be claimed waits for that.
+fn begins(pool: &Pool) -> Begins {
+    match (pool.spec.policy.claims, pool.spec.terminal) {
+        (Some(_), _) => Begins::Parked,
+        (None, true) => Begins::Terminal(WINDOW),
+        (None, false) => Begins::Program,
+    }
 }
 
 struct PlanFds {

@@ -425,11 +425,13 @@ fn shared(
     })
 }
 
-/// The text of the configuration in force.
-fn config_text(handover: Option<&Handover>, options: &RunOptions) -> String {
+/// The text of the configuration in force, which is kept for a later daemon.
+fn config_text(handover: Option<&Handover>, options: &RunOptions, persist: &mut super::persist::Persist) -> String {
     let read = |path| std::fs::read_to_string(path).ok();
     let handed = handover.and_then(Handover::config).map(str::to_owned);
-    handed.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default()
+    let text = handed.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
+    persist.keep_config(&text);
+    text
 }
 
 /// The program before this one has blocked them until somebody listens.
@@ -453,8 +455,7 @@ fn assemble(
     let origin = Origin::of(&mut passed, handover.as_mut());
     let mut control = Control::open(&config.daemon, origin, &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
-    let config_text = config_text(handover.as_ref(), &options);
-    past.persist.keep_config(&config_text);
+    let config_text = config_text(handover.as_ref(), &options, &mut past.persist);
     let now = clock::now();
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
@@ -485,6 +486,7 @@ fn assemble(
         last_exit: BTreeMap::new(),
         own_files,
         persist: found.persist,
+        sessions: super::session::Sessions::default(),
         written: BTreeMap::new(),
         certificates: found.certificates,
         logs: BTreeMap::new(),

@@ -5,6 +5,7 @@
 //! (what others ask).
 
 mod adopt;
+mod bind;
 mod birth;
 mod clock;
 mod control;
@@ -34,6 +35,7 @@ mod ready_file;
 mod recover;
 mod reload;
 mod reports;
+mod session;
 mod signals;
 mod sources;
 mod state;

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
 
+use crate::sys::spawn::IdRange;
+
 /// How many ids a `mapped` worker has.
 pub const MAPPED_RANGE: u32 = 65_536;
 
@@ -81,9 +83,23 @@ pub fn host_user(name: &str) -> Result<HostUser, IdentityError> {
 /// [`IdentityError::UserNamespace`].
 pub fn user_namespace(base: u32) -> Result<OwnedFd, IdentityError> {
     let refused = |source| IdentityError::UserNamespace { base, source };
-    let proc_dir = open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let proc_dir = proc_dir.map_err(|e| refused(e.into()))?;
-    crate::sys::spawn::user_namespace(base, MAPPED_RANGE, proc_dir.as_fd()).map_err(refused)
+    let range = IdRange { inside: 0, outside: base, count: MAPPED_RANGE };
+    id_namespace(range, range).map_err(refused)
+}
+
+/// Makes a user namespace by which a mount shows what belongs to one user of the host as another's: `from` on the disk is `to`.
+///
+/// # Errors
+/// [`IdentityError::UserNamespace`].
+pub fn owner_namespace(from: HostUser, to: HostUser) -> Result<OwnedFd, IdentityError> {
+    let one = |inside, outside| IdRange { inside, outside, count: 1 };
+    let made = id_namespace(one(from.uid, to.uid), one(from.gid, to.gid));
+    made.map_err(|source| IdentityError::UserNamespace { base: to.uid, source })
+}
+
+fn id_namespace(uids: IdRange, gids: IdRange) -> io::Result<OwnedFd> {
+    let proc_dir = open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    crate::sys::spawn::user_namespace(uids, gids, proc_dir.as_fd())
 }
 
 /// Gives out numbers 0..`count`, each to one holder at a time, the one that has been free for longest first, so that a

@@ -13,6 +13,7 @@ pub mod identity;
 pub mod init_image;
 pub mod init_orders;
 pub mod kernel;
+pub mod late_binding;
 pub mod ledger;
 pub mod logfile;
 pub mod mountinfo;

@@ -15,10 +15,10 @@ mod template;
 pub use account::{ACCOUNT_ID_MAX, Account};
 pub use config::{
     CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, ConfigError, ConfigErrors, LOG_CATEGORIES, PoolOverrides, check_pools,
-    parse_config, pool_from_command, reference,
+    parse_bind, parse_config, pool_from_command, reference,
 };
 pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, WorkerId};
-pub use policy::{Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
+pub use policy::{ClaimPolicy, Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
 pub use pool::{
     Bind, Config, Cpuset, DaemonSpec, Grantee, Identity, Limit, Limits, LimitsMode, Listen, LogFormat, LogSpec, Net,
     OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp,

@@ -70,6 +70,7 @@ pub mod nr {
     pub const DUP3: usize = 292;
     pub const PRLIMIT64: usize = 302;
     pub const OPENAT: usize = 257;
+    pub const MKDIRAT: usize = 258;
     pub const SETNS: usize = 308;
     pub const SECCOMP: usize = 317;
     pub const EXECVEAT: usize = 322;

@@ -7,6 +7,7 @@
 //! come, and `flush_clients` at the end of each turn.
 
 mod answers;
+mod claim;
 mod client;
 mod dispatch;
 mod follow;
@@ -33,6 +34,7 @@ use mio::Interest;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
+use self::claim::Claims;
 use self::client::{Client, Task};
 use self::follow::FollowedLines;
 use self::orders::Orders;
@@ -125,6 +127,7 @@ pub(super) struct Control {
     clients: BTreeMap<u32, Client>,
     next_number: u64,
     orders: Orders,
+    claims: Claims,
     lines: FollowedLines,
     /// When something refused was last logged, and how often it was not since.
     complained: Option<Time>,
@@ -154,6 +157,7 @@ impl Control {
             clients: BTreeMap::new(),
             next_number: 0,
             orders: Orders::default(),
+            claims: Claims::default(),
             lines: FollowedLines::default(),
             complained: None,
             unsaid: 0,

@@ -61,6 +61,10 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Kill(_)
         | Request::Reset(_)
         | Request::Scale(_)
+        | Request::Claim(_)
+        | Request::Release(_)
+        | Request::Warm(_)
+        | Request::Pause(_)
         | Request::Logs(_)
         | Request::Events(_)
         | Request::Stats(_)
@@ -81,7 +85,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 22] = [
+    const TABLE: [(&str, char); 26] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -94,6 +98,10 @@ mod tests {
         ("Kill", 'w'),
         ("Reset", 'w'),
         ("Scale", 'w'),
+        ("Claim", 'w'),
+        ("Release", 'w'),
+        ("Warm", 'w'),
+        ("Pause", 'w'),
         ("Logs", 'o'),
         ("Events", 'o'),
         ("Stats", 'o'),
@@ -128,7 +136,10 @@ mod tests {
             ("List", Object::OneOfWeb) => return None,
             ("Scale", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "count": 1 }),
             ("Scale", Object::OneOfWeb | Object::Every) => return None,
-            ("Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Stats" | "Certificates", _) => {
+            ("Claim" | "Warm", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
+            ("Pause", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "paused": true }),
+            ("Claim" | "Warm" | "Pause", Object::OneOfWeb | Object::Every) => return None,
+            ("Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Release" | "Stats" | "Certificates", _) => {
                 serde_json::json!({ "target": target })
             }
             ("Logs", _) => serde_json::json!({ "worker": target }),
@@ -176,7 +187,11 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (11 + 9 * 4 + 3 + 2), "eleven verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(
+            seen,
+            12 * (11 + 10 * 4 + 3 + 4 * 2),
+            "eleven of the daemon, ten of any target, List, four of a pool"
+        );
     }
 
     #[test]
