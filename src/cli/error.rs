@@ -59,6 +59,19 @@ pub(super) enum Error {
     NotReady { reason: String },
     #[error("{count} checks are not ok")]
     Unwell { count: usize },
+    #[error("{verb} needs a terminal on standard input and output; `halsup capture` prints what a session shows")]
+    NoTerminal { verb: &'static str },
+    #[error("use the terminal")]
+    Terminal { source: std::io::Error },
+    #[error("{sentence}")]
+    NoSessions { sentence: &'static str },
+    #[error("Session not found: {name}")]
+    SessionNotFound { name: String },
+    #[error("the daemon went away and {name} goes on: `halsup attach {name}` once a daemon runs")]
+    SessionLost { name: String },
+    /// The program that was run in the foreground has ended with this status: no error of ours.
+    #[error("the program ended with status {code}")]
+    Ended { code: u8 },
     #[error("write the answer")]
     Output { source: std::io::Error },
     /// Who read our output has gone: no error of ours.
@@ -76,9 +89,9 @@ impl Error {
     pub(super) const fn exit_code(&self) -> ExitCode {
         match self {
             Self::OutputClosed => ExitCode::Done,
-            Self::Unreachable { .. } | Self::Lost { .. } => ExitCode::Unreachable,
+            Self::Unreachable { .. } | Self::Lost { .. } | Self::SessionLost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
-            Self::FileMissing { .. } => ExitCode::NotFound,
+            Self::FileMissing { .. } | Self::NoSessions { .. } | Self::SessionNotFound { .. } => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {
@@ -105,6 +118,9 @@ impl Error {
             | Self::Wait { .. }
             | Self::NotReady { .. }
             | Self::Unwell { .. }
+            | Self::NoTerminal { .. }
+            | Self::Terminal { .. }
+            | Self::Ended { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
     }

@@ -3,6 +3,8 @@
 //! Never looks at pools or kernel objects itself: it asks the daemon, or becomes it. Data goes to stdout, everything else
 //! to stderr; an error is printed once, here.
 
+mod attach;
+mod capture;
 mod check;
 mod client;
 mod completions;
@@ -29,12 +31,15 @@ mod ps;
 mod reset;
 mod restart;
 mod scale;
+mod send;
+mod sessions;
 mod start;
 mod stats;
 mod status;
 mod stop;
 mod stopwatch;
 mod table;
+mod terminal;
 mod up;
 
 use std::path::PathBuf;
@@ -84,6 +89,12 @@ enum Verb {
     Scale(scale::Scale),
     Reset(reset::Reset),
     Logs(logs::Logs),
+    Attach(attach::Attach),
+    Send(send::Send),
+    Broadcast(send::Broadcast),
+    Capture(capture::Capture),
+    #[command(visible_alias = "ls")]
+    Sessions(sessions::Sessions),
     Events(events::Events),
     Stats(stats::Stats),
     Check(check::Check),
@@ -108,6 +119,11 @@ impl Verb {
             Self::Scale(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
+            Self::Attach(verb) => verb.run(context),
+            Self::Send(verb) => verb.run(context),
+            Self::Broadcast(verb) => verb.run(context),
+            Self::Capture(verb) => verb.run(context),
+            Self::Sessions(verb) => verb.run(context),
             Self::Events(verb) => verb.run(context),
             Self::Stats(verb) => verb.run(context),
             Self::Check(verb) => verb.run(context),
@@ -129,6 +145,7 @@ pub fn main() -> std::process::ExitCode {
     let context = Context::new(output::Output::new(json), instance, socket, config);
     match verb.run(&context) {
         Ok(()) => ExitCode::Done,
+        Err(Error::Ended { code }) => return code.into(),
         Err(error) => {
             output::complain(&error);
             error.exit_code()

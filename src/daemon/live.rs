@@ -71,6 +71,8 @@ pub(super) struct Live {
     pub(super) main: Option<OwnedFd>,
     /// The host's pid of its program, for people.
     pub(super) main_pid: Option<u32>,
+    /// Numbers of the terminals of its programs.
+    pub(super) terminals: Vec<u64>,
     pub(super) stdout: Option<Watched>,
     pub(super) stderr: Option<Watched>,
     pub(super) notify: Option<Watched>,
@@ -136,6 +138,7 @@ impl Live {
             init: None,
             main: None,
             main_pid: None,
+            terminals: Vec::new(),
             stdout: None,
             stderr: None,
             notify: None,

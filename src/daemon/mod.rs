@@ -37,6 +37,7 @@ mod reports;
 mod signals;
 mod sources;
 mod state;
+mod terminal;
 mod timers;
 mod upgrade;
 mod watchdog;

@@ -16,7 +16,7 @@ use crate::engine::Input;
 use crate::host::logfile::Stream;
 use crate::host::spawn::{Gone, pid_of, program_failed};
 use crate::protocol::channel::{self, FromWorker, ToWorker};
-use crate::protocol::init::{Report, kind};
+use crate::protocol::init::{MAIN, Report, kind};
 use crate::protocol::notify::{self, Notification, Watchdog};
 use crate::spec::{HeartbeatSource, Ready, WorkerId};
 
@@ -79,6 +79,7 @@ impl Daemon {
         // Its first word shows that it has exec'd, and so is done with the daemon's memory.
         release(&mut self.shared.stacks, live.birth.take(), Gone::InitSpoke);
         match report.kind {
+            kind::STARTED if report.a != MAIN => {}
             kind::STARTED if live.phase == Phase::Starting => {
                 live.phase = Phase::Running;
                 live.main_pid = passed.as_ref().and_then(pid_of);
@@ -89,6 +90,8 @@ impl Daemon {
             }
             // Said to the daemon before this one, which was killed before it heard; its pidfd was found without it.
             kind::STARTED => {}
+            kind::TERMINAL => self.on_terminal_made(worker, report.a, passed),
+            kind::NOT_STARTED if report.c != MAIN => {}
             kind::NOT_STARTED => {
                 let program = self.pools.get(&live.pool).and_then(|pool| pool.spec.command.first());
                 let program = program.map_or("", String::as_str);
@@ -98,6 +101,21 @@ impl Daemon {
             kind::MAIN_EXITED => live.main_exit = Some(*report),
             kind::SWEPT => live.leftover = Some(report.a),
             _ => live.junk += 1,
+        }
+    }
+
+    /// A program is about to start on a terminal.
+    fn on_terminal_made(&mut self, worker: WorkerId, program: u64, master: Option<OwnedFd>) {
+        // Said to the daemon before this one, which was killed before it heard; the terminal was found without it.
+        if self.terminal_of(worker, program).is_some() {
+            return;
+        }
+        let begun = match master {
+            Some(master) => self.begin_terminal(worker, program, master),
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        if let Err(error) = begun {
+            tracing::warn!(target: "worker", %error, "watch the terminal of {}: nobody can attach to it", self.worker_name(worker));
         }
     }
 

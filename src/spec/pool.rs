@@ -102,6 +102,8 @@ pub struct PoolSpec {
     pub command: Vec<String>,
     /// What the engine decides by.
     pub policy: PoolPolicy,
+    /// Whether the program has a terminal, instead of pipes for its output.
+    pub terminal: bool,
     /// Environment, from empty, beside what halsup sets. Same replacements as `command`.
     pub env: BTreeMap<String, String>,
     /// Worker N is told port `base_port + N`.

@@ -61,6 +61,10 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Kill(_)
         | Request::Reset(_)
         | Request::Scale(_)
+        | Request::Attach(_)
+        | Request::Watch(_)
+        | Request::Send(_)
+        | Request::Sessions(_)
         | Request::Logs(_)
         | Request::Events(_)
         | Request::Stats(_)
@@ -81,7 +85,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 22] = [
+    const TABLE: [(&str, char); 26] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -95,6 +99,10 @@ mod tests {
         ("Reset", 'w'),
         ("Scale", 'w'),
         ("Logs", 'o'),
+        ("Attach", 'w'),
+        ("Watch", 'o'),
+        ("Send", 'w'),
+        ("Sessions", 'o'),
         ("Events", 'o'),
         ("Stats", 'o'),
         ("Certificates", 'o'),
@@ -124,11 +132,16 @@ mod tests {
             Object::Every => "all",
         };
         let parameters = match (method, object) {
-            ("List", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
-            ("List", Object::OneOfWeb) => return None,
+            ("List" | "Sessions", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
+            ("List" | "Sessions", Object::OneOfWeb) => return None,
             ("Scale", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "count": 1 }),
             ("Scale", Object::OneOfWeb | Object::Every) => return None,
-            ("Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Stats" | "Certificates", _) => {
+            ("Send", _) => serde_json::json!({ "target": target, "text": "x" }),
+            (
+                "Attach" | "Watch" | "Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Stats"
+                | "Certificates",
+                _,
+            ) => {
                 serde_json::json!({ "target": target })
             }
             ("Logs", _) => serde_json::json!({ "worker": target }),
@@ -176,7 +189,11 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (11 + 9 * 4 + 3 + 2), "eleven verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(
+            seen,
+            12 * (11 + 12 * 4 + 2 * 3 + 2),
+            "eleven verbs of the daemon, twelve of any target, two lists and Scale"
+        );
     }
 
     #[test]

@@ -258,6 +258,20 @@ fn event() -> Event {
     }
 }
 
+fn session() -> SessionInfo {
+    SessionInfo {
+        name: "web.3".into(),
+        worker: "web.3".into(),
+        pool: "web".into(),
+        state: WorkerState::Healthy,
+        started: "2026-01-01T00:00:00Z".into(),
+        columns: 80,
+        rows: 24,
+        viewers: 1,
+        writer: Some("uid 0 (pid 1)".into()),
+    }
+}
+
 fn stats() -> WorkerStats {
     WorkerStats {
         name: "web.3".into(),
@@ -329,9 +343,13 @@ fn every_reply_is_as_described() {
     replies.hold("Inspect", &InspectReply { workers: vec![inspection()] });
     let failures = vec![Failure { worker: "web.3".into(), reason: "exec: not found".into() }];
     let change = ChangeReply { achieved: 1, wanted: 2, failures };
-    for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale"] {
+    for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Send"] {
         replies.hold(method, &change);
     }
+    for method in ["Attach", "Watch"] {
+        replies.hold(method, &AttachReply { worker: "web.3".into() });
+    }
+    replies.hold("Sessions", &SessionsReply { sessions: vec![session()] });
     let entry =
         LogEntry { worker: "web.3".into(), stream: Stream::Stderr, time: "2026-01-01".into(), text: "hello".into() };
     replies.hold("Logs", &LogsReply { entries: vec![entry] });
@@ -362,7 +380,7 @@ fn every_method_has_a_request_with_the_described_parameters() {
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
-        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info",
+        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "steal": true, "replay": false, "text": "ls\r",
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };

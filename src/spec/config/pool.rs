@@ -29,6 +29,7 @@ impl PoolSpec {
             service: false,
             command,
             policy: PoolPolicy::default(),
+            terminal: false,
             env: BTreeMap::new(),
             base_port: None,
             root: Root::Host,

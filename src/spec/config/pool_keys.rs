@@ -49,6 +49,19 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         set: read_command,
     },
     Key {
+        name: "terminal",
+        aliases: &[],
+        variable: "",
+        kind: "boolean",
+        default: "false",
+        bounds: Bounds::None,
+        what: "Whether the program runs on a terminal of its own, which `halsup attach` shows, instead of having pipes for its output.",
+        set: |pool, node| {
+            pool.spec.terminal = node.boolean()?;
+            Ok(())
+        },
+    },
+    Key {
         name: "size",
         aliases: &["pool_size"],
         variable: "",

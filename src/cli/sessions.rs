@@ -1,0 +1,78 @@
+//! `halsup sessions`: the workers that have a terminal, and which one is meant by a name.
+
+use clap::Args;
+
+use super::client::Client;
+use super::context::Context;
+use super::error::Error;
+use super::table::table;
+use crate::protocol::control::{
+    CallFailure, Error as ControlError, ListRequest, Request, SessionInfo, SessionsReply, Target,
+};
+use crate::spec::PoolName;
+
+/// What is said where there is none.
+const NONE: &str = "No running sessions. `halsup ps` lists workers without a terminal too.";
+
+/// List sessions: workers that have a terminal.
+#[derive(Debug, Args)]
+pub(super) struct Sessions {
+    /// Only those of this pool.
+    #[arg(value_name = "POOL", value_parser = super::pool_name)]
+    pub(super) pool: Option<PoolName>,
+}
+
+impl Sessions {
+    pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        let reply: SessionsReply = context.client()?.call(&Request::Sessions(ListRequest { pool: self.pool }))?;
+        context.output.answer(&reply, |reply| render(&reply.sessions))
+    }
+}
+
+fn render(sessions: &[SessionInfo]) -> String {
+    if sessions.is_empty() {
+        return NONE.to_owned();
+    }
+    let header = ["NAME", "STATE", "STARTED", "SIZE", "VIEWERS", "TYPING"];
+    table(
+        header,
+        sessions.iter().map(|session| {
+            [
+                session.name.clone(),
+                session.state.to_string(),
+                session.started.clone(),
+                format!("{}x{}", session.columns, session.rows),
+                session.viewers.to_string(),
+                session.writer.clone().unwrap_or_else(|| "-".into()),
+            ]
+        }),
+    )
+}
+
+/// The session that a name means, or the only one there is.
+///
+/// # Errors
+/// No such session (exit 5), or more than one and no name (2).
+pub(super) fn pick(client: &mut Client, name: Option<&str>) -> Result<(Target, String), Error> {
+    if let Some(name) = name {
+        let target = name.parse().ok().filter(|target| *target != Target::All);
+        return target
+            .map(|target| (target, name.to_owned()))
+            .ok_or_else(|| Error::SessionNotFound { name: name.to_owned() });
+    }
+    let reply: SessionsReply = client.call(&Request::Sessions(ListRequest { pool: None }))?;
+    match reply.sessions.as_slice() {
+        [] => Err(Error::NoSessions { sentence: NONE }),
+        [only] => pick(client, Some(&only.name)),
+        several => {
+            let names: Vec<_> = several.iter().map(|session| session.name.as_str()).collect();
+            Err(Error::Usage { reason: format!("several sessions run, name one of them: {}", names.join(", ")) })
+        }
+    }
+}
+
+/// A refusal that means that there is no such session is said in those words.
+pub(super) fn not_found(error: Error, name: &str) -> Error {
+    let is_missing = matches!(error, Error::Refused(CallFailure::Control(ControlError::NotFound { .. })));
+    if is_missing { Error::SessionNotFound { name: name.to_owned() } } else { error }
+}
