@@ -72,6 +72,13 @@ pub(super) enum Error {
     /// The program that was run in the foreground has ended with this status: no error of ours.
     #[error("the program ended with status {code}")]
     Ended { code: u8 },
+    #[error("{}", not_run(program, *errno))]
+    NotRun { program: String, errno: u32, code: u8 },
+    /// halsup itself failed before or while a program ran in the foreground.
+    #[error(transparent)]
+    Run { source: Box<Self> },
+    #[error("read standard input")]
+    Input { source: std::io::Error },
     #[error("write the answer")]
     Output { source: std::io::Error },
     /// Who read our output has gone: no error of ours.
@@ -91,6 +98,7 @@ impl Error {
             Self::OutputClosed => ExitCode::Done,
             Self::Unreachable { .. } | Self::Lost { .. } | Self::SessionLost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
+            Self::NotRun { .. } | Self::Run { .. } => ExitCode::RunFailed,
             Self::FileMissing { .. } | Self::NoSessions { .. } | Self::SessionNotFound { .. } => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
@@ -121,8 +129,14 @@ impl Error {
             | Self::NoTerminal { .. }
             | Self::Terminal { .. }
             | Self::Ended { .. }
+            | Self::Input { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
+    }
+
+    /// The status of a program that was not run, where it tells more than ours.
+    pub(super) const fn code_of_program(&self) -> Option<u8> {
+        if let Self::NotRun { code, .. } = self { Some(*code) } else { None }
     }
 
     /// The error with all its causes, as it is printed: `set memory.max of web.3: Invalid argument`.
@@ -155,6 +169,15 @@ fn refusal(failure: &CallFailure) -> String {
         | CallFailure::Control(_)
         | CallFailure::Unknown { .. } => failure.to_string(),
     }
+}
+
+fn not_run(program: &str, errno: u32) -> String {
+    let reason = match i32::try_from(errno) {
+        Ok(0) | Err(_) => "it could not be started; the daemon's log says why".to_owned(),
+        Ok(2) => "not found in the worker".to_owned(),
+        Ok(errno) => std::io::Error::from_raw_os_error(errno).to_string(),
+    };
+    format!("run {program}: {reason}")
 }
 
 fn incomplete(what: &str, achieved: u32, wanted: u32, failures: &[Failure]) -> String {

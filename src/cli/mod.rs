@@ -18,6 +18,7 @@ mod daemon_stop;
 mod doctor;
 mod error;
 mod events;
+mod exec;
 mod human;
 mod inspect;
 mod kill;
@@ -93,6 +94,7 @@ enum Verb {
     Send(send::Send),
     Broadcast(send::Broadcast),
     Capture(capture::Capture),
+    Exec(exec::Exec),
     #[command(visible_alias = "ls")]
     Sessions(sessions::Sessions),
     Events(events::Events),
@@ -123,6 +125,7 @@ impl Verb {
             Self::Send(verb) => verb.run(context),
             Self::Broadcast(verb) => verb.run(context),
             Self::Capture(verb) => verb.run(context),
+            Self::Exec(verb) => verb.run(context),
             Self::Sessions(verb) => verb.run(context),
             Self::Events(verb) => verb.run(context),
             Self::Stats(verb) => verb.run(context),
@@ -148,7 +151,10 @@ pub fn main() -> std::process::ExitCode {
         Err(Error::Ended { code }) => return code.into(),
         Err(error) => {
             output::complain(&error);
-            error.exit_code()
+            match error.code_of_program() {
+                Some(code) => return code.into(),
+                None => error.exit_code(),
+            }
         }
     }
     .into()

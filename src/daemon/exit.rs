@@ -80,6 +80,7 @@ impl Daemon {
         let (evidence, ended) = self.evidence_of(worker);
         self.evidence.insert((worker, generation), evidence);
         self.end_terminals(worker, told_to_viewers(ended));
+        self.end_programs(worker);
         self.end_probes(worker);
         self.end_ready_file(worker);
         if was_running {

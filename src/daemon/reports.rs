@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 
 use super::birth::{release, start_failure};
+use super::control::running::{not_started, program_ended};
 use super::live::{Live, Phase, ReadyWord, Watched};
 use super::probe::Purpose;
 use super::state::Daemon;
@@ -79,7 +80,7 @@ impl Daemon {
         // Its first word shows that it has exec'd, and so is done with the daemon's memory.
         release(&mut self.shared.stacks, live.birth.take(), Gone::InitSpoke);
         match report.kind {
-            kind::STARTED if report.a != MAIN => {}
+            kind::STARTED if report.a != MAIN => self.on_program_started(worker, report.a, passed),
             kind::STARTED if live.phase == Phase::Starting => {
                 live.phase = Phase::Running;
                 live.main_pid = passed.as_ref().and_then(pid_of);
@@ -91,7 +92,8 @@ impl Daemon {
             // Said to the daemon before this one, which was killed before it heard; its pidfd was found without it.
             kind::STARTED => {}
             kind::TERMINAL => self.on_terminal_made(worker, report.a, passed),
-            kind::NOT_STARTED if report.c != MAIN => {}
+            kind::NOT_STARTED if report.c != MAIN => self.on_program_ended(worker, report.c, not_started(report)),
+            kind::PROGRAM_ENDED => self.on_program_ended(worker, report.a, program_ended(report)),
             kind::NOT_STARTED => {
                 let program = self.pools.get(&live.pool).and_then(|pool| pool.spec.command.first());
                 let program = program.map_or("", String::as_str);
@@ -106,8 +108,8 @@ impl Daemon {
 
     /// A program is about to start on a terminal.
     fn on_terminal_made(&mut self, worker: WorkerId, program: u64, master: Option<OwnedFd>) {
-        // Said to the daemon before this one, which was killed before it heard; the terminal was found without it.
-        if self.terminal_of(worker, program).is_some() {
+        // That of the main program may be known: its init keeps it. That of another is nobody's if its client has gone.
+        if self.terminal_of(worker, program).is_some() == (program == MAIN) {
             return;
         }
         let begun = match master {

@@ -22,9 +22,9 @@ pub use reply::{
     ShutdownReply, StatsReply, Stream, UpgradeReply, WorkerStats,
 };
 pub use request::{
-    AttachRequest, CertificatesRequest, EventsRequest, InterfaceRequest, KillRequest, ListRequest, LogsRequest,
-    NoParameters, Request, SEND_BYTES_MAX, ScaleRequest, Scope, SendRequest, SetLogRequest, ShutdownRequest,
-    StatsRequest, TargetRequest, UpgradeRequest, WatchRequest,
+    AttachRequest, CertificatesRequest, EventsRequest, ExecRequest, InterfaceRequest, KillRequest, ListRequest,
+    LogsRequest, NoParameters, Request, SEND_BYTES_MAX, ScaleRequest, Scope, SendRequest, SetLogRequest,
+    ShutdownRequest, StatsRequest, TargetRequest, UpgradeRequest, WatchRequest,
 };
 pub use target::{Target, TargetError};
 pub use worker::{

@@ -51,8 +51,7 @@ impl Raw {
 
     /// Its size; the usual one where it does not say.
     pub(super) fn size(&self) -> Size {
-        let found = tcgetwinsize(&self.stdout).ok();
-        found.and_then(|size| Size::new(size.ws_col, size.ws_row)).unwrap_or_default()
+        size(&self.stdout)
     }
 
     pub(super) fn stdin(&self) -> &Stdin {
@@ -76,6 +75,20 @@ impl Drop for Raw {
         throw_away_answers(&self.stdin);
         tcsetattr(&self.stdin, OptionalActions::Flush, &self.before).unwrap_or_default();
     }
+}
+
+fn size(stdout: &Stdout) -> Size {
+    let found = tcgetwinsize(stdout).ok();
+    found.and_then(|size| Size::new(size.ws_col, size.ws_row)).unwrap_or_default()
+}
+
+/// The size of the operator's terminal.
+///
+/// # Errors
+/// There is none.
+pub(in crate::cli) fn size_of_terminal(verb: &'static str) -> Result<Size, Error> {
+    let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+    if stdin.is_terminal() && stdout.is_terminal() { Ok(size(&stdout)) } else { Err(Error::NoTerminal { verb }) }
 }
 
 /// Reads what the terminal has to say to questions that the session has asked it.

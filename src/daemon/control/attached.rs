@@ -37,7 +37,7 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    fn new(viewer: Viewer, may_type: bool) -> Self {
+    pub(super) fn new(viewer: Viewer, may_type: bool) -> Self {
         Self {
             viewer,
             frames: Decoder::default(),
@@ -208,7 +208,7 @@ impl Daemon {
     }
 
     /// Reads on, if the kernel will not say that there is more.
-    fn listen_on(&mut self, client: &Client) {
+    pub(super) fn listen_on(&mut self, client: &Client) {
         if client.may_have_more() {
             self.sources.again(client.token);
         }
@@ -269,6 +269,7 @@ impl Daemon {
             }
         }
         self.go_on_with_terminal(number);
+        self.leave_own_terminal(number);
         self.forget_terminal(number);
     }
 

@@ -14,6 +14,7 @@ use super::follow::LogFollower;
 use super::output::{Full, Output, Written};
 use super::pieces::Pieces;
 use super::roles::Principal;
+use super::running::Piped;
 use crate::daemon::clock;
 use crate::daemon::events::Cursor;
 use crate::daemon::sources::Sources;
@@ -49,6 +50,8 @@ pub(super) enum Task {
     Logs(LogFollower),
     /// A terminal, for as long as both are there; calls are spoken no more.
     Attached(Box<Attached>),
+    /// A program without a terminal that it has started; calls are spoken no more.
+    Piped(Box<Piped>),
     /// The end of the daemon; with `more`, it was last told of so many workers.
     Shutdown(Option<u32>),
 }
@@ -139,7 +142,7 @@ impl Client {
     pub(super) fn takes_calls(&self) -> bool {
         let free = match self.task {
             Task::Idle | Task::Events(_) | Task::Logs(_) => true,
-            Task::Order | Task::Pieces(_) | Task::Attached(_) | Task::Shutdown(_) => false,
+            Task::Order | Task::Pieces(_) | Task::Attached(_) | Task::Piped(_) | Task::Shutdown(_) => false,
         };
         free && !self.gone && self.close_due.is_none() && self.output.is_empty()
     }
@@ -170,11 +173,7 @@ impl Client {
                 Ok((0, _)) => Input::Ended,
                 Ok((count, _)) => {
                     let read = buffer.get(..count).unwrap_or_default();
-                    if let Task::Attached(attached) = &mut self.task {
-                        attached.push(read);
-                    } else {
-                        self.decoder.push(read);
-                    }
+                    self.take_in(read);
                     budget = budget.saturating_sub(count);
                     Input::More
                 }
@@ -194,7 +193,28 @@ impl Client {
     }
 
     fn has_room(&self) -> bool {
-        self.attached().map_or_else(|| self.decoder.waiting_bytes() <= FRAME_BYTES_MAX, Attached::takes_more)
+        match &self.task {
+            Task::Attached(attached) => attached.takes_more(),
+            Task::Piped(piped) => piped.takes_more(),
+            Task::Idle | Task::Order | Task::Pieces(_) | Task::Events(_) | Task::Logs(_) | Task::Shutdown(_) => {
+                self.decoder.waiting_bytes() <= FRAME_BYTES_MAX
+            }
+        }
+    }
+
+    fn take_in(&mut self, read: &[u8]) {
+        match &mut self.task {
+            Task::Attached(attached) => attached.push(read),
+            Task::Piped(piped) => piped.push(read),
+            Task::Idle | Task::Order | Task::Pieces(_) | Task::Events(_) | Task::Logs(_) | Task::Shutdown(_) => {
+                self.decoder.push(read);
+            }
+        }
+    }
+
+    /// Ends it at once: nothing that could be said would be heard.
+    pub(super) const fn hang_up(&mut self) {
+        self.gone = true;
     }
 
     /// What it looks at a terminal with, if it does.
@@ -219,9 +239,10 @@ impl Client {
 
     /// If it looks at a terminal from now on, what it has said behind its call belongs to that.
     pub(super) fn begin_to_look(&mut self) {
-        if let Task::Attached(attached) = &mut self.task {
-            attached.push(&self.decoder.take_rest());
-            self.terminal = Some(attached.viewer.terminal);
+        if matches!(self.task, Task::Attached(_) | Task::Piped(_)) {
+            let rest = self.decoder.take_rest();
+            self.take_in(&rest);
+            self.terminal = self.attached().map(|attached| attached.viewer.terminal);
             self.message_due = None;
         }
     }
@@ -302,6 +323,7 @@ impl Client {
         let last = match self.task {
             Task::Events(_) => Reply::last(&EventsReply::default()),
             Task::Logs(_) => Reply::last(&LogsReply::default()),
+            Task::Piped(_) => return self.say_frame(ToViewer::Parted(Parting::DaemonLeaves).encode()),
             Task::Attached(_) => {
                 self.task = Task::Idle;
                 return self.say_frame(ToViewer::Parted(Parting::DaemonLeaves).encode());
@@ -316,7 +338,10 @@ impl Client {
     /// Takes no more calls; is gone when the last reply is written, or by a deadline.
     pub(super) fn close(&mut self, now: Time) {
         self.close_due = self.close_due.or(Some(clock::after(now, CLOSE_TIMEOUT)));
-        self.task = Task::Idle;
+        // What belongs to a program is given back when the connection is.
+        if !matches!(self.task, Task::Piped(_)) {
+            self.task = Task::Idle;
+        }
         self.greeting_due = None;
         self.message_due = None;
     }

@@ -56,6 +56,9 @@ impl Daemon {
         if matches!(client.task, Task::Attached(_)) {
             return self.hear_viewer(client);
         }
+        if matches!(client.task, Task::Piped(_)) {
+            return self.hear_runner(client);
+        }
         let mut drained = false;
         for _ in 0..CALLS_MAX {
             if !client.takes_calls() {
@@ -73,6 +76,9 @@ impl Daemon {
         client.note_calls(drained);
         if matches!(client.task, Task::Attached(_)) {
             self.hear_viewer(client);
+        }
+        if matches!(client.task, Task::Piped(_)) {
+            self.hear_runner(client);
         }
     }
 
@@ -131,6 +137,7 @@ impl Daemon {
                 return self.attach(asked, &request.target, request.replay, steal);
             }
             Request::Watch(request) => return self.attach(asked, &request.target, request.replay, None),
+            Request::Exec(request) => return self.exec(asked, &request),
             Request::Send(request) => return self.send(asked, &request),
             Request::Sessions(request) => return self.sessions(request.pool),
             Request::Events(request) => return self.told_events(&request),

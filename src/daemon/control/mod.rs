@@ -16,6 +16,7 @@ mod orders;
 mod output;
 mod pieces;
 mod roles;
+pub(super) mod running;
 mod socket;
 mod usage;
 
@@ -182,7 +183,9 @@ impl Control {
             }
             match client.task {
                 Task::Idle => {}
-                Task::Events(_) | Task::Logs(_) | Task::Attached(_) => client.finish_stream(),
+                Task::Events(_) | Task::Logs(_) | Task::Attached(_) | Task::Piped(_) => {
+                    client.finish_stream();
+                }
                 Task::Order | Task::Pieces(_) | Task::Shutdown(_) => {
                     client.task = Task::Idle;
                     client.say(last, now);
@@ -365,6 +368,9 @@ impl Daemon {
         let looks = matches!(client.task, Task::Attached(_)) && !client.is_gone();
         let (number, terminal) = (client.number, if looks { None } else { client.terminal.take() });
         if client.is_gone() {
+            if let Task::Piped(piped) = std::mem::take(&mut client.task) {
+                self.leave_program(*piped);
+            }
             client.end(&mut self.sources);
         } else {
             if let Some(due) = client.arm() {

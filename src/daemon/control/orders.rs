@@ -140,6 +140,7 @@ impl Daemon {
             | Request::Attach(_)
             | Request::Watch(_)
             | Request::Send(_)
+            | Request::Exec(_)
             | Request::Sessions(_)
             | Request::Logs(_)
             | Request::Events(_)

@@ -64,6 +64,7 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Attach(_)
         | Request::Watch(_)
         | Request::Send(_)
+        | Request::Exec(_)
         | Request::Sessions(_)
         | Request::Logs(_)
         | Request::Events(_)
@@ -85,7 +86,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 26] = [
+    const TABLE: [(&str, char); 27] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -102,6 +103,7 @@ mod tests {
         ("Attach", 'w'),
         ("Watch", 'o'),
         ("Send", 'w'),
+        ("Exec", 'w'),
         ("Sessions", 'o'),
         ("Events", 'o'),
         ("Stats", 'o'),
@@ -136,6 +138,7 @@ mod tests {
             ("List" | "Sessions", Object::OneOfWeb) => return None,
             ("Scale", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "count": 1 }),
             ("Scale", Object::OneOfWeb | Object::Every) => return None,
+            ("Exec", _) => serde_json::json!({ "target": target, "command": ["x"] }),
             ("Send", _) => serde_json::json!({ "target": target, "text": "x" }),
             (
                 "Attach" | "Watch" | "Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Stats"
@@ -191,8 +194,8 @@ mod tests {
         }
         assert_eq!(
             seen,
-            12 * (11 + 12 * 4 + 2 * 3 + 2),
-            "eleven verbs of the daemon, twelve of any target, two lists and Scale"
+            12 * (11 + 13 * 4 + 2 * 3 + 2),
+            "eleven verbs of the daemon, thirteen of any target, two lists and Scale"
         );
     }
 

@@ -33,7 +33,7 @@ pub(in crate::daemon) struct Full;
 /// One terminal.
 #[derive(Debug)]
 pub(in crate::daemon) struct Console {
-    /// `None` once the program has ended and all was read.
+    /// `None` until the program starts, and once it has ended and all was read.
     pub(super) master: Option<Watched>,
     pub(in crate::daemon) ring: Ring,
     typed: VecDeque<u8>,
@@ -45,16 +45,22 @@ pub(in crate::daemon) struct Console {
 }
 
 impl Console {
+    /// One whose program is about to start.
+    pub(super) fn to_come(size: Size) -> Self {
+        Self { master: None, ring: Ring::default(), typed: VecDeque::new(), size, ended: None, return_waits: false }
+    }
+
+    /// One that is there, with what is known of what was written to it.
     pub(super) fn new(master: Watched, ring: Ring) -> Self {
         let size = tcgetwinsize(&master.fd).ok().and_then(|size| Size::new(size.ws_col, size.ws_row));
-        Self {
-            master: Some(master),
-            ring,
-            typed: VecDeque::new(),
-            size: size.unwrap_or_default(),
-            ended: None,
-            return_waits: false,
-        }
+        Self { master: Some(master), ring, ..Self::to_come(size.unwrap_or_default()) }
+    }
+
+    /// Its program starts; what was typed before is for it.
+    pub(super) fn begin(&mut self, master: Watched) {
+        self.master = Some(master);
+        self.resize(self.size);
+        self.write();
     }
 
     fn fd(&self) -> Option<&OwnedFd> {
@@ -68,7 +74,10 @@ impl Console {
 
     /// Gives it another size, of which the kernel tells the program.
     pub(super) fn resize(&mut self, size: Size) {
-        let Some(master) = self.fd() else { return };
+        let Some(master) = self.fd() else {
+            self.size = size;
+            return;
+        };
         let window = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
         match tcsetwinsize(master, window) {
             Ok(()) => self.size = size,

@@ -1,11 +1,12 @@
 //! Terminals of workers: the daemon's master ends, who looks at them and who types.
 //!
-//! `console.rs` is one terminal, `ring.rs` the output that is kept and how far each viewer has come. Here they meet the
+//! `console.rs` is one terminal, `pipes.rs` what a program has instead, `ring.rs` the output that is kept and how far each viewer has come. Here they meet the
 //! loop: `begin_terminal` when the init has handed over a master end, `on_terminal` when something is to be read or room
 //! is made, `end_terminals` when the worker's end is known. The clients are `control::attached`. A viewer that reads may
 //! hold back the program for a moment, as a slow terminal does; one that stops is not waited for (HARDENING E5).
 
 mod console;
+mod pipes;
 mod ring;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use mio::{Interest, Token};
 
 use self::console::Taken;
 pub(in crate::daemon) use self::console::{Console, Full};
+pub(in crate::daemon) use self::pipes::Pipes;
 pub(in crate::daemon) use self::ring::View;
 use self::ring::{RING_BYTES, Ring};
 use super::clock;
@@ -49,6 +51,8 @@ pub(in crate::daemon) struct Terminal {
     /// The number that the init knows its program by.
     pub(in crate::daemon) program: u64,
     pub(in crate::daemon) console: Console,
+    /// The program's, if it is not the main one.
+    pub(in crate::daemon) pidfd: Option<OwnedFd>,
     /// Who types, by the client's number.
     pub(in crate::daemon) writer: Option<u64>,
     /// Nothing is read until a viewer has read, or until this, when it is looked at whether it does.
@@ -97,9 +101,18 @@ impl Viewer {
 pub(in crate::daemon) struct Terminals {
     open: BTreeMap<u64, Terminal>,
     last: u64,
+    last_program: u64,
 }
 
 impl Terminals {
+    /// A number for a program beside a main one, which no daemon before this one has given.
+    pub(in crate::daemon) fn next_program(&mut self) -> u64 {
+        let since = clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        self.last_program = now.max(self.last_program.saturating_add(1));
+        self.last_program
+    }
+
     pub(in crate::daemon) fn get(&self, number: u64) -> Option<&Terminal> {
         self.open.get(&number)
     }
@@ -124,17 +137,48 @@ impl Daemon {
         // The description is shared with the init, which never uses it.
         let flags = rustix::fs::fcntl_getfl(&master)?;
         rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)?;
-        let number = self.terminals.last + 1;
+        let expected = self.terminal_of(worker, program);
+        let number = expected.unwrap_or(self.terminals.last + 1);
         let interest = Interest::READABLE | Interest::WRITABLE;
         let token = self.sources.add(master.as_fd(), Source::Terminal(number), interest)?;
+        if let Some(terminal) = expected.and_then(|number| self.terminals.get_mut(number)) {
+            terminal.console.begin(Watched { fd: master, token });
+            return Ok(number);
+        }
         let ring = if adopted { Ring::of_the_middle() } else { Ring::default() };
         let console = Console::new(Watched { fd: master, token }, ring);
         self.terminals.last = number;
-        self.terminals.open.insert(number, Terminal { worker, program, console, writer: None, held: None });
+        self.terminals
+            .open
+            .insert(number, Terminal { worker, program, console, pidfd: None, writer: None, held: None });
         if let Some(live) = self.live.get_mut(&worker) {
             live.terminals.push(number);
         }
         Ok(number)
+    }
+
+    /// A terminal whose program is about to start, for the client that has asked for it.
+    pub(in crate::daemon) fn expect_terminal(&mut self, worker: WorkerId, program: u64, size: Size, by: u64) -> u64 {
+        self.terminals.last += 1;
+        let (number, console) = (self.terminals.last, Console::to_come(size));
+        let terminal = Terminal { worker, program, console, pidfd: None, writer: Some(by), held: None };
+        self.terminals.open.insert(number, terminal);
+        if let Some(live) = self.live.get_mut(&worker) {
+            live.terminals.push(number);
+        }
+        number
+    }
+
+    /// The client of a program beside the main one has gone, and the program goes with it.
+    pub(in crate::daemon) fn leave_own_terminal(&mut self, number: u64) {
+        let Some(terminal) = self.terminals.get_mut(number) else { return };
+        if terminal.program == MAIN || terminal.console.ended.is_some() {
+            return;
+        }
+        if let Some(pidfd) = terminal.pidfd.take() {
+            super::log::best_effort(crate::host::spawn::kill(&pidfd), "it has ended by itself");
+        }
+        self.end_terminal(number, Ended::Signalled(9));
     }
 
     /// The number of the terminal of a worker's program.

@@ -75,6 +75,11 @@ impl View {
         Self { at: 0, fresh: true, replayed_to: None }
     }
 
+    /// One that looks before anything is written.
+    pub(in crate::daemon) const fn from_start_of_new() -> Self {
+        Self { at: 0, fresh: false, replayed_to: None }
+    }
+
     /// One that is told what is written from now on.
     pub(in crate::daemon) fn from_now(ring: &Ring) -> Self {
         Self { at: ring.end(), fresh: false, replayed_to: None }

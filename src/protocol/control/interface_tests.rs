@@ -346,7 +346,7 @@ fn every_reply_is_as_described() {
     for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Send"] {
         replies.hold(method, &change);
     }
-    for method in ["Attach", "Watch"] {
+    for method in ["Attach", "Watch", "Exec"] {
         replies.hold(method, &AttachReply { worker: "web.3".into() });
     }
     replies.hold("Sessions", &SessionsReply { sessions: vec![session()] });
@@ -381,6 +381,7 @@ fn every_method_has_a_request_with_the_described_parameters() {
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
         "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "steal": true, "replay": false, "text": "ls\r",
+        "command": ["ls", "-l"], "env": ["A=b"], "terminal": true, "columns": 80, "rows": 24,
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };

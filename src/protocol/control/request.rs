@@ -17,7 +17,7 @@ use crate::spec::{PoolName, Role};
 mod parameters;
 mod session;
 
-pub use session::{AttachRequest, SEND_BYTES_MAX, SendRequest, WatchRequest};
+pub use session::{AttachRequest, ExecRequest, SEND_BYTES_MAX, SendRequest, WatchRequest};
 
 /// No parameters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,6 +264,8 @@ requests! {
     Watch(WatchRequest) = INTERFACE Observe,
     /// Type into terminals.
     Send(SendRequest) = INTERFACE Operate,
+    /// Run a further program in a worker.
+    Exec(ExecRequest) = INTERFACE Operate,
     /// The terminals.
     Sessions(ListRequest) = INTERFACE Observe,
     /// What happened.
@@ -325,7 +327,7 @@ impl Request {
     /// Whether another protocol is spoken after its answer: [`super::super::attach`].
     #[must_use]
     pub const fn upgrades(&self) -> bool {
-        matches!(self, Self::Attach(_) | Self::Watch(_))
+        matches!(self, Self::Attach(_) | Self::Watch(_) | Self::Exec(_))
     }
 
     /// Whether its answers go on until the caller leaves.
@@ -350,6 +352,7 @@ impl Request {
             | Self::Attach(_)
             | Self::Watch(_)
             | Self::Send(_)
+            | Self::Exec(_)
             | Self::Sessions(_)
             | Self::Stats(_)
             | Self::Certificates(_)
@@ -374,6 +377,7 @@ impl Request {
             Self::Kill(request) => Scope::of(Some(&request.target)),
             Self::Attach(request) => Scope::of(Some(&request.target)),
             Self::Watch(request) => Scope::of(Some(&request.target)),
+            Self::Exec(request) => Scope::of(Some(&request.target)),
             Self::Send(request) => Scope::of(Some(&request.target)),
             Self::Logs(request) => Scope::of(Some(&request.worker)),
             Self::Stats(request) => Scope::of(request.target.as_ref()),
@@ -401,6 +405,10 @@ impl Request {
             Self::Kill(request) => ("signal", request.signal.is_none_or(|signal| (1..=64).contains(&signal))),
             Self::Scale(request) => ("count", request.count <= SCALE_COUNT_MAX),
             Self::Logs(request) => ("lines", request.lines() <= LOG_LINES_MAX),
+            Self::Exec(request) => {
+                let wrong = request.out_of_range();
+                (wrong.unwrap_or("command"), wrong.is_none())
+            }
             Self::Send(request) => ("text", (1..=SEND_BYTES_MAX).contains(&request.text.len())),
             Self::Events(request) => ("last", request.last() <= LAST_MAX),
             Self::Certificates(request) => ("last", request.last() <= LAST_MAX),

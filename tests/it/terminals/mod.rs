@@ -1,6 +1,7 @@
 //! Terminals of workers, as an operator has them: `halsup attach` on a terminal of the test's own.
 
 mod ends;
+mod exec;
 mod hostile;
 mod operator;
 mod programs;

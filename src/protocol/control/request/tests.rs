@@ -30,6 +30,14 @@ fn one_of_each() -> Vec<Request> {
         Request::Attach(AttachRequest { target: Target::All, steal: Some(true), replay: Some(false) }),
         Request::Watch(WatchRequest { target: Target::All, replay: None }),
         Request::Send(SendRequest { target: Target::All, text: "ls\r\u{1b}".into() }),
+        Request::Exec(ExecRequest {
+            target: Target::All,
+            command: vec!["ls".into(), "-l".into()],
+            env: Some(vec!["A=".into()]),
+            terminal: Some(true),
+            columns: Some(80),
+            rows: Some(24),
+        }),
         Request::Sessions(ListRequest { pool: None }),
         Request::Events(EventsRequest { last: Some(5), follow: None }),
         Request::Stats(StatsRequest { target: Some(Target::All) }),
@@ -77,6 +85,13 @@ fn what_is_wrong_is_named() {
         ("io.halsup.Control.Logs", json!({"worker": "web", "lines": 10_001}), invalid("lines")),
         ("io.halsup.Control.Send", json!({"target": "web", "text": ""}), invalid("text")),
         ("io.halsup.Control.Send", json!({"target": "web", "text": "x".repeat(SEND_BYTES_MAX + 1)}), invalid("text")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": []}), invalid("command")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": [""]}), invalid("command")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a\u{0}b"]}), invalid("command")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a"], "env": ["=x"]}), invalid("env")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a"], "env": ["x"]}), invalid("env")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a"], "rows": 0}), invalid("rows")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a"], "columns": 4097}), invalid("columns")),
         ("io.halsup.Control.Attach", json!({"target": "web", "replay": 1}), invalid("replay")),
         ("io.halsup.Control.Events", json!({"last": 1_001}), invalid("last")),
         ("io.halsup.Control.Certificates", json!({"last": 1_001}), invalid("last")),
@@ -109,7 +124,7 @@ fn null_and_absent_are_the_same_where_a_parameter_may_be_missing() {
 fn what_changes_something_needs_more_than_observe() {
     for request in one_of_each() {
         let (_, name) = request.method();
-        let changes = ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Attach", "Send"].contains(&name);
+        let changes = ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Attach", "Send", "Exec"].contains(&name);
         let admin = ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig"].contains(&name);
         let expected = if admin {
             Role::Admin
