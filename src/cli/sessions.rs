@@ -1,13 +1,16 @@
 //! `halsup sessions`: the workers that have a terminal, and which one is meant by a name.
 
+use std::path::Path;
+
 use clap::Args;
+use serde::Serialize;
 
 use super::client::Client;
 use super::context::Context;
 use super::error::Error;
 use super::table::table;
 use crate::protocol::control::{
-    CallFailure, Error as ControlError, ListRequest, Request, SessionInfo, SessionsReply, Target,
+    CallFailure, Error as ControlError, ListRequest, Request, SessionInfo, SessionsReply, Target, WorkerState,
 };
 use crate::spec::PoolName;
 
@@ -25,7 +28,65 @@ pub(super) struct Sessions {
 impl Sessions {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let reply: SessionsReply = context.client()?.call(&Request::Sessions(ListRequest { pool: self.pool }))?;
-        context.output.answer(&reply, |reply| render(&reply.sessions))
+        if context.output.is_json() {
+            let socket = context.socket()?;
+            return context.output.json_line(&Listed::of(&reply.sessions, socket.parent().unwrap_or(&socket)));
+        }
+        context.output.text(&render(&reply.sessions))
+    }
+}
+
+/// The list as JSON: the keys that `show-workers -j` of HAL-9000 has, and our own as `sessions`.
+#[derive(Serialize)]
+struct Listed<'a> {
+    parent_running: bool,
+    coordinator: Coordinator,
+    worker_count: usize,
+    workers: Vec<Worker<'a>>,
+    sessions: &'a [SessionInfo],
+}
+
+#[derive(Serialize)]
+struct Coordinator {
+    active: bool,
+    socket_dir: String,
+}
+
+#[derive(Serialize)]
+struct Worker<'a> {
+    name: &'a str,
+    status: WorkerState,
+    started: &'a str,
+    image: Option<&'a str>,
+    /// What was a socket of tmux is a terminal that the daemon holds.
+    tmux_socket: TmuxSocket,
+    session: &'a str,
+}
+
+#[derive(Serialize)]
+struct TmuxSocket {
+    exists: bool,
+    healthy: bool,
+}
+
+impl<'a> Listed<'a> {
+    fn of(sessions: &'a [SessionInfo], socket_dir: &Path) -> Self {
+        let worker = |session: &'a SessionInfo| Worker {
+            name: &session.worker,
+            status: session.state,
+            started: &session.started,
+            image: session.image.as_deref(),
+            tmux_socket: TmuxSocket { exists: true, healthy: session.state == WorkerState::Healthy },
+            session: &session.name,
+        };
+        Self {
+            // The daemon has answered.
+            parent_running: true,
+            coordinator: Coordinator { active: true, socket_dir: socket_dir.display().to_string() },
+            worker_count: sessions.len(),
+            workers: sessions.iter().map(worker).collect(),
+            sessions,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Whatever the program of the session has switched on is switched off when the session is left, and what the terminal has
 //! answered to it meanwhile is thrown away, so that neither lands in the shell (HARDENING E3).
 
-use std::io::{IsTerminal as _, Read as _, Stdin, Stdout, Write as _};
+use std::io::{IsTerminal as _, Stdin, Stdout, Write as _};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -11,16 +11,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::cli::error::Error;
+use crate::cli::stopwatch::Stopwatch;
 use crate::protocol::attach::Size;
 
 /// Leaves the alternate screen; ends mouse reports and bracketed paste; shows the cursor; ends colours.
 pub(super) const RESET: &str = "\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?25h\x1b[0m";
 /// Before it: leaving an alternate screen that was not entered moves the cursor to where it was saved.
 const SAVE_CURSOR: &str = "\x1b7";
-/// Answers of the terminal come within this of the question, and of each other.
-const ANSWER_TIME: Duration = Duration::from_millis(60);
-/// A terminal that never stops talking is not waited for.
-const ANSWERS_MAX: u32 = 20;
+/// A question that every terminal answers, and only after all that it was asked before (DSR, ECMA-48).
+const QUESTION: &str = "\x1b[5n";
+const ANSWER: &[u8] = b"\x1b[0n";
+/// A terminal that does not answer is not waited for any longer, however far away it is.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
 
 /// The terminal in raw mode; as it was once this is dropped.
 #[derive(Debug)]
@@ -71,8 +73,9 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         // Where the terminal is gone, there is nothing to put in order.
-        self.show(format!("{SAVE_CURSOR}{RESET}\r\n").as_bytes()).unwrap_or_default();
-        throw_away_answers(&self.stdin);
+        if self.show(format!("{SAVE_CURSOR}{RESET}\r\n{QUESTION}").as_bytes()).is_ok() {
+            throw_away_answers(&self.stdin);
+        }
         tcsetattr(&self.stdin, OptionalActions::Flush, &self.before).unwrap_or_default();
     }
 }
@@ -91,11 +94,18 @@ pub(in crate::cli) fn size_of_terminal(verb: &'static str) -> Result<Size, Error
     if stdin.is_terminal() && stdout.is_terminal() { Ok(size(&stdout)) } else { Err(Error::NoTerminal { verb }) }
 }
 
-/// Reads what the terminal has to say to questions that the session has asked it.
+/// Reads what the terminal has to say to questions that the session has asked it, up to its answer to the last one.
 fn throw_away_answers(stdin: &Stdin) {
-    let mut buffer = [0; 4096];
-    for _ in 0..ANSWERS_MAX {
-        if !is_readable(stdin, ANSWER_TIME) || !stdin.lock().read(&mut buffer).is_ok_and(|count| count > 0) {
+    let asked = Stopwatch::start();
+    let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Some(left) = asked.left_of(ANSWER_TIME)
+        && is_readable(stdin, left)
+    {
+        match rustix::io::read(stdin, &mut buffer) {
+            Ok(count) if count > 0 => said.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+            Ok(_) | Err(_) => return,
+        }
+        if said.windows(ANSWER.len()).any(|piece| piece == ANSWER) {
             return;
         }
     }

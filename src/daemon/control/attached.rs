@@ -16,7 +16,7 @@ use crate::protocol::control::{
 };
 use crate::protocol::init::MAIN;
 use crate::protocol::varlink::Reply;
-use crate::spec::PoolName;
+use crate::spec::{PoolName, Root};
 
 /// How many frames of one client are taken in one turn.
 const FRAMES_A_TURN: u32 = 64;
@@ -316,15 +316,18 @@ impl Daemon {
         let terminal = self.terminals.get(number)?;
         let live = self.live.get(&view.worker)?;
         let name = self.worker_name(view.worker);
+        let pool = &self.pools.get(&view.worker.pool)?.spec;
+        let image = if let Root::Directory(path) = &pool.root { Some(path.display().to_string()) } else { None };
         let size = terminal.console.size();
         let typing = |(client, _): &(&Client, &Attached)| terminal.writer == Some(client.number);
         let writer: Option<Principal> = self.control.attached(number).find(typing).map(|(client, _)| client.peer);
         Some(SessionInfo {
             worker: name.clone(),
             name,
-            pool: self.pools.get(&view.worker.pool)?.spec.name.to_string(),
+            pool: pool.name.to_string(),
             state: super::super::perform::worker_state(view.state),
             started: super::super::clock::rfc3339(live.started),
+            image,
             columns: size.columns,
             rows: size.rows,
             viewers: u32::try_from(self.control.viewers(number).count()).unwrap_or(u32::MAX),

@@ -318,8 +318,10 @@ impl Daemon {
         if let Some(live) = self.live.get_mut(&worker) {
             live.terminals.retain(|one| *one != number);
         }
-        self.timers.set(clock::after(self.now, LINGER_TIME), Timer::TerminalEnded(number));
         self.forget_terminal(number);
+        if self.terminals.get(number).is_some() {
+            self.timers.set(clock::after(self.now, LINGER_TIME), Timer::TerminalEnded(number));
+        }
     }
 
     /// Forgets a terminal that has ended and that nobody looks at any more.

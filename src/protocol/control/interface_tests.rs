@@ -265,6 +265,7 @@ fn session() -> SessionInfo {
         pool: "web".into(),
         state: WorkerState::Healthy,
         started: "2026-01-01T00:00:00Z".into(),
+        image: Some("/srv/rootfs".into()),
         columns: 80,
         rows: 24,
         viewers: 1,

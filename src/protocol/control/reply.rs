@@ -64,6 +64,8 @@ pub struct SessionInfo {
     pub state: WorkerState,
     /// When it was started.
     pub started: String,
+    /// What `/` is inside, if it is not the host's own.
+    pub image: Option<String>,
     /// Width of the terminal in cells.
     pub columns: u16,
     /// Its height.

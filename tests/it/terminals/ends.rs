@@ -39,6 +39,22 @@ fn ten_megabytes_before_the_exit_arrive_whole() {
 }
 
 #[test]
+fn a_session_goes_on_under_another_build() {
+    needs!(Root, CgroupTree, Program("setsid"));
+    let daemon = daemon("echo begun; while read line; do echo \"said $line\"; done");
+    let mut operator = Operator::attached(daemon.place(), &["web.0"]);
+    operator.types("one\r");
+    operator.sees("said one");
+    let upgraded = daemon.cli(&["daemon", "reexec"]);
+    assert_eq!(upgraded.status, 0, "{upgraded:?}");
+    assert_eq!(operator.ends(), 3);
+    assert!(operator.screen().contains("web.0 goes on") && operator.is_as_before(), "{}", operator.screen());
+    let mut again = Operator::attached(daemon.place(), &["web.0"]);
+    again.types("two\r");
+    again.sees("said two");
+}
+
+#[test]
 fn a_session_outlives_its_daemon() {
     needs!(Root, CgroupTree, Program("setsid"));
     let mut daemon = daemon("echo begun; while read line; do echo \"said $line\"; done");

@@ -31,6 +31,10 @@ pub(super) struct Operator {
     /// Every byte that was shown.
     pub(super) shown: Vec<u8>,
     before: Termios,
+    /// How much of what was shown has been looked through for questions.
+    asked_to: usize,
+    /// Answers that this terminal, which is far away, has not given yet.
+    answers: String,
 }
 
 fn cells(count: u16) -> NonZeroU16 {
@@ -75,7 +79,17 @@ impl Operator {
         let child = command.stdin(clone()).stdout(clone()).stderr(clone()).spawn().expect("run halsup");
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).expect("open its pidfd");
         let screen = vt100::Parser::new(cells(rows), cells(columns), 0);
-        Self { master: master.into(), slave, child, pidfd, screen, shown: Vec::new(), before }
+        Self {
+            master: master.into(),
+            slave,
+            child,
+            pidfd,
+            screen,
+            shown: Vec::new(),
+            before,
+            asked_to: 0,
+            answers: String::new(),
+        }
     }
 
     /// Types.
@@ -130,7 +144,23 @@ impl Operator {
         let Ok(count) = self.master.read(&mut buffer) else { return false };
         self.screen.process(&buffer[..count]);
         self.shown.extend_from_slice(&buffer[..count]);
+        self.answers_questions();
         count > 0
+    }
+
+    /// Answers where the cursor is, late: together with whether it is well, when it is asked that.
+    fn answers_questions(&mut self) {
+        while let Some(piece) = self.shown.get(self.asked_to..self.asked_to + 4) {
+            match piece {
+                b"\x1b[6n" => self.answers.push_str("\x1b[12;34R"),
+                b"\x1b[5n" => {
+                    let answers = std::mem::take(&mut self.answers) + "\x1b[0n";
+                    self.types(&answers);
+                }
+                _ => {}
+            }
+            self.asked_to += 1;
+        }
     }
 
     /// Reads until the program has ended; its exit status, after all that it has shown was read.

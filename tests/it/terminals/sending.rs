@@ -55,6 +55,14 @@ fn a_broadcast_reaches_every_terminal() {
     assert_eq!(daemon.cli(&["broadcast", "--pool", "web", "-e", "only"]).stdout, "web: 3 typed into\n");
     wait_screen(&mut daemon, "web.2", "said only");
     assert!(!daemon.cli(&["capture", "api.0"]).stdout.contains("only"));
+    let listed = daemon.cli(&["ls", "--json"]).json();
+    assert_eq!((&listed["parent_running"], &listed["worker_count"]), (&true.into(), &4.into()));
+    assert_eq!(listed["coordinator"]["socket_dir"], daemon.path("run").to_str().expect("UTF-8"));
+    let worker = &listed["workers"][0];
+    assert_eq!((&worker["status"], &worker["tmux_socket"]["healthy"]), (&"healthy".into(), &true.into()), "{worker}");
+    for key in ["name", "started", "image", "session"] {
+        assert!(worker.get(key).is_some(), "{key}: {worker}");
+    }
     let names: Vec<String> = daemon.cli(&["ls", "--json"]).json()["sessions"]
         .as_array()
         .expect("sessions")

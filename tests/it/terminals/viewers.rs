@@ -63,7 +63,7 @@ fn leaving_puts_the_terminal_in_order_and_the_session_goes_on() {
     let shown = String::from_utf8_lossy(&operator.shown).into_owned();
     let (_, after) = shown.rsplit_once("\x1b7").expect("the cursor is saved first");
     let after = after.strip_prefix(RESET).expect("then everything is reset");
-    assert_eq!(after, "\r\nhalsup: detached from web.0, which goes on: halsup attach web.0\r\n");
+    assert_eq!(after, "\r\n\x1b[5nhalsup: detached from web.0, which goes on: halsup attach web.0\r\n");
     assert!(operator.is_as_before() && !operator.is_alternate());
     let mut again = Operator::attached(daemon.place(), &[]);
     again.sees("line 1:");
