@@ -179,6 +179,10 @@ impl PoolDraft {
                     .fault("missing", "a list such as [\"python3\", \"-m\", \"http.server\", \"{port}\"]"),
             );
         }
+        // What a terminal's program is told when its terminal goes; a shell takes no notice of SIGTERM.
+        if self.spec.terminal && !self.written.contains_key("stop_signal") {
+            self.spec.policy.stop.signal = 1;
+        }
         self.check_limits(&mut faults);
         self.check_ports(&mut faults);
         faults.or(()).map(|()| Checked { spec: self.spec, written: self.written, place: self.place })

@@ -395,7 +395,7 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         kind: "signal",
         default: "\"SIGTERM\"",
         bounds: Bounds::Prose("name or 1 to 64"),
-        what: "The signal that asks the program to end.",
+        what: "The signal that asks the program to end. With a terminal it is `\"SIGHUP\"` by default, because shells take no notice of SIGTERM.",
         set: read_stop_signal,
     },
     Key {

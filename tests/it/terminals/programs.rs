@@ -2,31 +2,58 @@
 
 use super::operator::Operator;
 use super::{captured, daemon};
+use crate::look::{pid, wait_certificate, worker};
 use crate::needs::needs;
+
+/// Whether another process group than that of the shell is in the foreground of its terminal (proc_pid_stat(5)).
+fn job_has_terminal(shell: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{shell}/stat")).expect("read its state");
+    let (_, after) = stat.rsplit_once(')').expect("behind its name");
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    fields[2] != fields[5]
+}
 
 #[test]
 fn a_shell_has_job_control_and_its_status_passes_through() {
     needs!(Root, CgroupTree, Program("bash"), Program("setsid"));
-    let daemon = daemon("exec bash --norc --noprofile -i");
+    let mut daemon = daemon("exec bash --norc --noprofile -i");
     let mut operator = Operator::attached(daemon.place(), &["web.0"]);
     operator.types("PS1='ok> '\r");
     operator.sees("ok> ");
-    operator.types("sleep 1000\r");
-    operator.sees("sleep 1000");
+    operator.types("(echo begun-$((40+2)); exec sleep 1000)\r");
+    operator.sees("begun-42");
     operator.types("\x1a");
     operator.sees("Stopped");
-    operator.types("bg\r");
-    operator.sees("sleep 1000 &");
-    operator.types("jobs; echo job-control-$((40+2))\r");
-    operator.sees("Running");
-    operator.sees("job-control-42");
-    operator.types("fg\r");
+    operator.types("bg; jobs; echo seen-$((40+3))\r");
+    operator.sees("seen-43");
+    assert!(operator.screen().contains("Running"), "{}", operator.screen());
+    operator.types("clear; fg\r");
+    operator.waits("what is in the foreground", |operator| {
+        let screen = operator.screen();
+        screen.contains("exec sleep 1000") && !screen.contains("seen-43")
+    });
+    // It is said to be there before it is.
+    let shell = pid(&worker(&daemon, "web.0"));
+    daemon.wait_until("the job has the terminal", |_| job_has_terminal(shell).then_some(()));
     operator.types("\x03");
-    operator.types("clear; tty; echo $? done\r");
-    operator.sees("0 done");
-    operator.types("kill %1 2>/dev/null; exit 7\r");
+    operator.sees("ok> ");
+    operator.types("echo $(jobs | wc -l) jobs left\r");
+    operator.sees("0 jobs left");
+    operator.types("exit 7\r");
     assert_eq!(operator.ends(), 7, "{}", operator.screen());
     assert!(operator.is_as_before());
+}
+
+#[test]
+fn a_shell_ends_when_it_is_asked_to() {
+    needs!(Root, CgroupTree, Program("bash"), Program("setsid"));
+    let mut daemon = daemon("exec bash --norc --noprofile -i");
+    let mut operator = Operator::attached(daemon.place(), &["web.0"]);
+    operator.sees("$ ");
+    assert_eq!(daemon.cli(&["stop", "web.0"]).status, 0);
+    assert_eq!(operator.ends(), 128 + 1, "{}", operator.screen());
+    let certificate = wait_certificate(&mut daemon, "web.0", 1);
+    assert_eq!(certificate["status"], "signal 1", "it was not killed: {certificate}");
 }
 
 #[test]

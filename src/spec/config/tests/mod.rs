@@ -293,6 +293,13 @@ fn heartbeats_follow_readiness() {
 }
 
 #[test]
+fn a_terminals_program_is_asked_to_end_as_by_its_terminal() {
+    let signal = |more: &str| pool(more).policy.stop.signal;
+    assert_eq!((signal("terminal = false"), signal("terminal = true")), (15, 1));
+    assert_eq!(signal("terminal = true\nstop_signal = \"TERM\""), 15);
+}
+
+#[test]
 fn each_name_means_one_key() {
     fn names<T>(keys: &[keys::Key<T>]) {
         let mut names: Vec<_> = keys.iter().flat_map(|key| std::iter::once(&key.name).chain(key.aliases)).collect();
