@@ -3,6 +3,8 @@
 //! Never looks at pools or kernel objects itself: it asks the daemon, or becomes it. Data goes to stdout, everything else
 //! to stderr; an error is printed once, here.
 
+mod attach;
+mod capture;
 mod check;
 mod claim;
 mod claim_options;
@@ -18,6 +20,7 @@ mod daemon_stop;
 mod doctor;
 mod error;
 mod events;
+mod exec;
 mod human;
 mod inspect;
 mod kill;
@@ -33,7 +36,9 @@ mod release;
 mod reset;
 mod restart;
 mod scale;
+mod send;
 mod session;
+mod sessions;
 mod spawn;
 mod start;
 mod stats;
@@ -41,6 +46,7 @@ mod status;
 mod stop;
 mod stopwatch;
 mod table;
+mod terminal;
 mod up;
 
 use std::path::PathBuf;
@@ -96,6 +102,13 @@ enum Verb {
     Pool(pool::Verb),
     Reset(reset::Reset),
     Logs(logs::Logs),
+    Attach(attach::Attach),
+    Send(send::Send),
+    Broadcast(send::Broadcast),
+    Capture(capture::Capture),
+    Exec(exec::Exec),
+    #[command(visible_alias = "ls")]
+    Sessions(sessions::Sessions),
     Events(events::Events),
     Stats(stats::Stats),
     Check(check::Check),
@@ -124,6 +137,12 @@ impl Verb {
             Self::Pool(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
+            Self::Attach(verb) => verb.run(context),
+            Self::Send(verb) => verb.run(context),
+            Self::Broadcast(verb) => verb.run(context),
+            Self::Capture(verb) => verb.run(context),
+            Self::Exec(verb) => verb.run(context),
+            Self::Sessions(verb) => verb.run(context),
             Self::Events(verb) => verb.run(context),
             Self::Stats(verb) => verb.run(context),
             Self::Check(verb) => verb.run(context),
@@ -145,9 +164,13 @@ pub fn main() -> std::process::ExitCode {
     let context = Context::new(output::Output::new(json), instance, socket, config);
     match verb.run(&context) {
         Ok(()) => ExitCode::Done,
+        Err(Error::Ended { code }) => return code.into(),
         Err(error) => {
             output::complain(&error);
-            error.exit_code()
+            match error.code_of_program() {
+                Some(code) => return code.into(),
+                None => error.exit_code(),
+            }
         }
     }
     .into()

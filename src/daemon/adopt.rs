@@ -24,7 +24,7 @@ use crate::host::cgroup::{CgroupRoot, FoundWorker, WorkerCgroup};
 use crate::host::ledger::Ledger;
 use crate::host::logfile::LogFile;
 use crate::host::spawn::{Status, exit_info, program_failed};
-use crate::protocol::init::{Entry, Report, how};
+use crate::protocol::init::{Entry, MAIN, Report, how};
 use crate::spec::{Generation, Listen, OnSupervisorDeath, PoolId, PoolName, PoolSpec, Ready, WorkerId};
 
 /// How long a worker may take to execute its init whose daemon was killed while it was being started.
@@ -410,6 +410,7 @@ impl Daemon {
         live.main_pid = init.main.as_ref().and_then(crate::host::spawn::pid_of);
         live.main = init.main;
         live.phase = if runs { Phase::Running } else { Phase::Starting };
+        let terminal = rustix::termios::isatty(&init.terminal).then_some(init.terminal);
         let ends = Ends {
             init: init.socket,
             stdout: init.stdout,
@@ -427,6 +428,9 @@ impl Daemon {
             self.inputs.push(Input::Exited(worker, generation, Ended::Unknown));
             self.inputs.push(Input::Emptied(worker, generation));
             return;
+        }
+        if let Some(Err(error)) = terminal.map(|master| self.begin_terminal(worker, MAIN, master)) {
+            tracing::warn!(target: "worker", worker = %name, %error, "watch the terminal of {name}: nobody can attach to it");
         }
         tracing::debug!(target: "worker", worker = %name, generation = generation.0, "{name} is taken over");
         if runs && phase == engine::Phase::Spawning {

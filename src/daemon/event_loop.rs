@@ -68,6 +68,7 @@ impl Daemon {
                 Some(Source::Client(place)) => self.on_client(place),
                 Some(Source::Init(worker)) => self.on_init(worker, *token, Budget::Turn),
                 Some(Source::Output(worker, stream)) => self.on_output(worker, stream, *token, Budget::Turn),
+                Some(Source::Terminal(number)) => self.on_terminal(number, *token, Budget::Turn),
                 Some(Source::Notify(worker)) => self.on_notify(worker, *token, Budget::Turn),
                 Some(Source::Channel(worker)) => self.on_channel(worker, *token, Budget::Turn),
                 Some(Source::Cgroup(worker)) => {
@@ -98,6 +99,8 @@ impl Daemon {
                 Timer::ReadyProbe(worker, generation) => self.on_ready_probe_timer(worker, generation),
                 Timer::ProbeTimeout(place, number) => self.on_probe_timeout(place, number),
                 Timer::ClientTimeout(place, number) => self.on_client_timeout(place, number),
+                Timer::TerminalHeld(number) => self.on_terminal_held(number),
+                Timer::TerminalEnded(number) => self.on_terminal_ended(number),
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),

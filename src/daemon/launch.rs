@@ -463,7 +463,6 @@ fn assemble(
     let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
     let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
-    let shared = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
         spec: config.daemon,
         config_path: options.config_path.clone(),
@@ -474,7 +473,7 @@ fn assemble(
         started_wall,
         state: DaemonState::Starting,
         cgroups: None,
-        shared,
+        shared: shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?,
         pools: BTreeMap::new(),
         names: BTreeMap::new(),
         next_pool: 0,
@@ -490,6 +489,7 @@ fn assemble(
         written: BTreeMap::new(),
         certificates: found.certificates,
         logs: BTreeMap::new(),
+        terminals: super::terminal::Terminals::default(),
         sources,
         timers: Timers::default(),
         probes: Probes::default(),

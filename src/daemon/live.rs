@@ -71,12 +71,12 @@ pub(super) struct Live {
     pub(super) main: Option<OwnedFd>,
     /// The host's pid of its program, for people.
     pub(super) main_pid: Option<u32>,
+    /// Numbers of the terminals of its programs.
+    pub(super) terminals: Vec<u64>,
     pub(super) stdout: Option<Watched>,
     pub(super) stderr: Option<Watched>,
     pub(super) notify: Option<Watched>,
     pub(super) channel: Option<Watched>,
-    /// The master end of its program's terminal.
-    pub(super) terminal: Option<OwnedFd>,
     pub(super) cgroup: WorkerCgroup,
     /// Watch on `cgroup.events`, only while it is waited for emptiness.
     pub(super) cgroup_events: Option<Token>,
@@ -138,11 +138,11 @@ impl Live {
             init: None,
             main: None,
             main_pid: None,
+            terminals: Vec::new(),
             stdout: None,
             stderr: None,
             notify: None,
             channel: None,
-            terminal: None,
             cgroup,
             cgroup_events: None,
             removals: 0,

@@ -39,6 +39,7 @@ mod session;
 mod signals;
 mod sources;
 mod state;
+mod terminal;
 mod timers;
 mod upgrade;
 mod watchdog;

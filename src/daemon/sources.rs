@@ -26,6 +26,8 @@ pub(super) enum Source {
     Init(WorkerId),
     /// A worker writes.
     Output(WorkerId, Stream),
+    /// A terminal is written to, or read by its program; by its number.
+    Terminal(u64),
     /// A worker sends to its notify socket.
     Notify(WorkerId),
     /// A worker speaks on its channel.

@@ -24,6 +24,7 @@ use super::ready_file::ReadyFiles;
 use super::session::Sessions;
 use super::signals::Signals;
 use super::sources::Sources;
+use super::terminal::Terminals;
 use super::timers::Timers;
 use super::upgrade::{Handover, Upgrade};
 use super::watchdog::Watchdog;
@@ -140,6 +141,8 @@ pub(super) struct Daemon {
     pub(super) certificates: VecDeque<DeathCertificate>,
     /// The logs of live generations.
     pub(super) logs: BTreeMap<WorkerId, LogFile>,
+    /// The terminals of workers.
+    pub(super) terminals: Terminals,
     pub(super) sources: Sources,
     pub(super) timers: Timers,
     pub(super) probes: Probes,

@@ -102,6 +102,8 @@ pub struct PoolSpec {
     pub command: Vec<String>,
     /// What the engine decides by.
     pub policy: PoolPolicy,
+    /// Whether the program has a terminal, instead of pipes for its output.
+    pub terminal: bool,
     /// Environment, from empty, beside what halsup sets. Same replacements as `command`.
     pub env: BTreeMap<String, String>,
     /// Worker N is told port `base_port + N`.
@@ -132,8 +134,6 @@ pub struct PoolSpec {
     pub log: LogSpec,
     /// Where directories must lie that a claim brings into a worker.
     pub projects: Vec<PathBuf>,
-    /// Whether its program runs on a terminal of its own.
-    pub terminal: bool,
     /// What becomes of workers when the daemon dies.
     pub on_supervisor_death: OnSupervisorDeath,
 }

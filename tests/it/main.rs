@@ -41,5 +41,6 @@ mod store;
 mod supervision;
 mod survival;
 mod systemd;
+mod terminals;
 mod upgrade;
 mod varlink_client;

@@ -43,6 +43,8 @@ pub(super) struct Asked {
     pub(super) by: roles::Principal,
     /// More than one reply is welcome.
     pub(super) more: bool,
+    /// The connection is for another protocol then.
+    pub(super) upgrade: bool,
     /// No reply is wanted.
     pub(super) oneway: bool,
 }
@@ -51,6 +53,12 @@ impl Daemon {
     /// Reads what a client has sent and takes its calls, within the budget.
     pub(super) fn serve(&mut self, place: u32, client: &mut Client) {
         client.read();
+        if matches!(client.task, Task::Attached(_)) {
+            return self.hear_viewer(client);
+        }
+        if matches!(client.task, Task::Piped(_)) {
+            return self.hear_runner(client);
+        }
         let mut drained = false;
         for _ in 0..CALLS_MAX {
             if !client.takes_calls() {
@@ -66,6 +74,12 @@ impl Daemon {
             client.write();
         }
         client.note_calls(drained);
+        if matches!(client.task, Task::Attached(_)) {
+            self.hear_viewer(client);
+        }
+        if matches!(client.task, Task::Piped(_)) {
+            self.hear_runner(client);
+        }
     }
 
     fn take_call(&mut self, place: u32, client: &mut Client, frame: &[u8]) {
@@ -73,10 +87,21 @@ impl Daemon {
             Ok(call) => call,
             Err(error) => return client.say_last(&error.reply(), self.now),
         };
-        let asked = Asked { place, number: client.number, by: client.peer, more: call.more, oneway: call.oneway };
+        let asked = Asked {
+            place,
+            number: client.number,
+            by: client.peer,
+            more: call.more,
+            upgrade: call.upgrade,
+            oneway: call.oneway,
+        };
         let outcome = match Request::decode(call) {
             Ok(request) if !roles::allows(asked.by, self.control.own_uid, &request, &self.spec.roles) => {
                 self.control.complain(asked.by, &format!("permission denied: {}", request.method().1), self.now);
+                Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
+            }
+            Ok(request) if self.is_foreign(asked.by.uid, &request) => {
+                self.control.complain(asked.by, &format!("somebody else's session: {}", request.method().1), self.now);
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
             Ok(request) => self.carry_out(asked, request),
@@ -91,6 +116,7 @@ impl Daemon {
             Outcome::Begin(reply, task) => {
                 client.say(&reply, self.now);
                 client.task = task;
+                client.begin_to_look();
             }
         }
     }
@@ -110,6 +136,14 @@ impl Daemon {
             Request::Stats(request) => return self.stats(asked, request.target.as_ref()),
             Request::Certificates(request) => return self.told_certificates(asked, request),
             Request::Logs(request) => return self.told_logs(asked, &request),
+            Request::Attach(request) => {
+                let steal = Some(request.steal == Some(true));
+                return self.attach(asked, &request.target, request.replay, steal);
+            }
+            Request::Watch(request) => return self.attach(asked, &request.target, request.replay, None),
+            Request::Exec(request) => return self.exec(asked, &request),
+            Request::Send(request) => return self.send(asked, &request),
+            Request::Sessions(request) => return self.sessions(request.pool),
             Request::Events(request) => return self.told_events(&request),
             request @ (Request::Start(_)
             | Request::Stop(_)

@@ -171,7 +171,7 @@ pub struct ClaimsInfo {
 
 /// A claimed worker, as `List` tells it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionInfo {
+pub struct Claimed {
     /// Its name.
     pub name: String,
     /// Who claimed it.

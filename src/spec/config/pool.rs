@@ -33,6 +33,7 @@ impl PoolSpec {
             service: false,
             command,
             policy: PoolPolicy::default(),
+            terminal: false,
             env: BTreeMap::new(),
             base_port: None,
             root: Root::Host,
@@ -57,7 +58,6 @@ impl PoolSpec {
             listen: Vec::new(),
             log: LogSpec { max_bytes: 10 << 20, keep: 3, json: false },
             projects: Vec::new(),
-            terminal: false,
             on_supervisor_death: OnSupervisorDeath::EndAfter(Duration::from_secs(60)),
         }
     }
@@ -198,6 +198,10 @@ impl PoolDraft {
                 self.place_of("command")
                     .fault("missing", "a list such as [\"python3\", \"-m\", \"http.server\", \"{port}\"]"),
             );
+        }
+        // What a terminal's program is told when its terminal goes; a shell takes no notice of SIGTERM.
+        if (self.spec.terminal || self.spec.policy.claims.is_some()) && !self.written.contains_key("stop_signal") {
+            self.spec.policy.stop.signal = 1;
         }
         self.check_limits(&mut faults);
         self.check_ports(&mut faults);

@@ -49,6 +49,19 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         set: read_command,
     },
     Key {
+        name: "terminal",
+        aliases: &[],
+        variable: "",
+        kind: "boolean",
+        default: "false",
+        bounds: Bounds::None,
+        what: "Whether the program runs on a terminal of its own, which `halsup attach` shows, instead of having pipes for its output.",
+        set: |pool, node| {
+            pool.spec.terminal = node.boolean()?;
+            Ok(())
+        },
+    },
+    Key {
         name: "size",
         aliases: &["pool_size"],
         variable: "",
@@ -369,19 +382,6 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         },
     },
     Key {
-        name: "terminal",
-        aliases: &[],
-        variable: "",
-        kind: "boolean",
-        default: "false",
-        bounds: Bounds::None,
-        what: "Whether the program runs on a terminal of its own, which `halsup attach` shows.",
-        set: |pool, node| {
-            pool.spec.terminal = node.boolean()?;
-            Ok(())
-        },
-    },
-    Key {
         name: "restart",
         aliases: &[],
         variable: "",
@@ -408,7 +408,7 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         kind: "signal",
         default: "\"SIGTERM\"",
         bounds: Bounds::Prose("name or 1 to 64"),
-        what: "The signal that asks the program to end.",
+        what: "The signal that asks the program to end. With a terminal or `claims` it is `\"SIGHUP\"` by default, because shells take no notice of SIGTERM.",
         set: read_stop_signal,
     },
     Key {
