@@ -69,7 +69,7 @@ pub(super) enum Error {
     Terminal { source: std::io::Error },
     #[error("{sentence}")]
     NoSessions { sentence: &'static str },
-    #[error("Session not found: {name}; `halsup sessions` lists those that there are")]
+    #[error("Session not found: {name}")]
     SessionNotFound { name: String },
     #[error("the daemon went away and {name} goes on: `halsup attach {name}` once a daemon runs")]
     SessionLost { name: String },
