@@ -17,6 +17,8 @@ mod doctor;
 mod error;
 mod events;
 mod human;
+mod image;
+mod image_import;
 mod inspect;
 mod kill;
 mod log;
@@ -83,6 +85,9 @@ enum Verb {
     Kill(kill::Kill),
     Scale(scale::Scale),
     Reset(reset::Reset),
+    /// Import, list and remove images, the root file systems of workers.
+    #[command(subcommand)]
+    Image(image::Verb),
     Logs(logs::Logs),
     Events(events::Events),
     Stats(stats::Stats),
@@ -107,6 +112,7 @@ impl Verb {
             Self::Kill(verb) => verb.run(context),
             Self::Scale(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
+            Self::Image(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
             Self::Events(verb) => verb.run(context),
             Self::Stats(verb) => verb.run(context),
@@ -121,6 +127,10 @@ impl Verb {
 
 /// Runs the program and returns its exit status.
 pub fn main() -> std::process::ExitCode {
+    // Not for people, and before anything that a caller could have set is looked at.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::archive::VERB) {
+        return crate::archive::main().into();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage(error).into(),

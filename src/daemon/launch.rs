@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::images::Images;
 use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
@@ -37,6 +38,7 @@ use crate::host::cgroup::{CgroupRoot, Location};
 use crate::host::container;
 use crate::host::handover::unblock_signals;
 use crate::host::identity::IdPool;
+use crate::host::image_store::ImageStore;
 use crate::host::init_image::init_program;
 use crate::host::ledger::Ledger;
 use crate::host::mounts::private_null;
@@ -175,6 +177,7 @@ impl Daemon {
     }
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
+        self.end_imports("the daemon ends");
         if self.leaves {
             self.end_alone();
             return ran;
@@ -270,6 +273,7 @@ pub(super) struct Directories {
     pub(super) work: OwnedFd,
     pub(super) notify: OwnedFd,
     pub(super) overlay: OwnedFd,
+    pub(super) images: ImageStore,
     logs: OwnedFd,
     /// One on each: either may be shared with another daemon by mistake.
     locks: [OwnedFd; 2],
@@ -297,6 +301,7 @@ impl Directories {
             work: below(runtime.as_fd(), &spec.runtime_dir, "work")?,
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
+            images: ImageStore::open(state.as_fd(), &spec.state_dir)?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
             locks,
             state,
@@ -407,9 +412,10 @@ fn shared(
     (ids, ranges): (IdPool, IdPool),
     ledger: Ledger,
     stacks: Vec<Stack>,
-) -> Result<Shared, Error> {
+) -> Result<(Shared, Images), Error> {
     let daemon = own_pidfd().map_err(|source| Error::Start { operation: "open a pidfd of this process", source })?;
-    Ok(Shared {
+    let images = Images::new(dirs.images);
+    let shared = Shared {
         init: Rc::new(init_program()?),
         work_dirs: dirs.work,
         notify_dirs: dirs.notify,
@@ -422,7 +428,8 @@ fn shared(
         ledger,
         daemon,
         locks: dirs.locks,
-    })
+    };
+    Ok((shared, images))
 }
 
 /// The text of the configuration in force.
@@ -459,10 +466,9 @@ fn assemble(
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
     let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
-    let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
     let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
-    let shared = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
+    let (shared, images) = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
         spec: config.daemon,
         config_path: options.config_path.clone(),
@@ -470,7 +476,7 @@ fn assemble(
         engine: Engine::with_last_generation(now.0, found.generation.max(fd_store.last())),
         now,
         started: now,
-        started_wall,
+        started_wall: handover.as_ref().map_or_else(clock::wall, Handover::started),
         state: DaemonState::Starting,
         cgroups: None,
         shared,
@@ -494,6 +500,7 @@ fn assemble(
         ready_files: ReadyFiles::default(),
         limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
+        images,
         chores: found.chores,
         late_chores: VecDeque::new(),
         events: EventLog::default(),

@@ -22,6 +22,7 @@ mod crowd;
 mod faults;
 mod heartbeats;
 mod hostile;
+mod images;
 mod input;
 mod isolation;
 mod life;

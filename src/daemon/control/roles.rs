@@ -70,7 +70,11 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Shutdown(_)
         | Request::SetLog(_)
         | Request::Doctor(_)
-        | Request::GetConfig(_) => false,
+        | Request::GetConfig(_)
+        | Request::ImageImport(_)
+        | Request::ImageList(_)
+        | Request::ImageInspect(_)
+        | Request::ImageRemove(_) => false,
     }
 }
 
@@ -81,7 +85,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 22] = [
+    const TABLE: [(&str, char); 26] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -104,6 +108,10 @@ mod tests {
         ("SetLog", 'a'),
         ("Doctor", 'o'),
         ("GetConfig", 'a'),
+        ("ImageImport", 'a'),
+        ("ImageList", 'o'),
+        ("ImageInspect", 'o'),
+        ("ImageRemove", 'a'),
     ];
 
     /// What a request is about.
@@ -134,6 +142,7 @@ mod tests {
             ("Logs", _) => serde_json::json!({ "worker": target }),
             (_, Object::Web | Object::OneOfWeb | Object::Api) => return None,
             ("GetInterfaceDescription", Object::Every) => serde_json::json!({ "interface": "a.b" }),
+            ("ImageInspect" | "ImageRemove", Object::Every) => serde_json::json!({ "image": "alpine" }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
             (_, Object::Every) => serde_json::json!({}),
         };
@@ -176,7 +185,7 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (11 + 9 * 4 + 3 + 2), "eleven verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(seen, 12 * (15 + 9 * 4 + 3 + 2), "fifteen verbs of the daemon, nine of any target, List and Scale");
     }
 
     #[test]
