@@ -2,11 +2,13 @@
 //!
 //! The root process reads no archive. It starts this program again as a reader ([`Reading::start`]), which gives up every
 //! right (`confine`), then takes the stream apart (`stream`, `header`, `pax`, `entries`: pure) and puts it on the disk
-//! (`tree`, `unpack`). Nothing here knows of pools, or where the target is: in the reader it is `/`.
+//! (`tree`, `unpack`); an image in parts is put together by `bundle` and `image`. Nothing here knows of pools, or where the target is: in the reader it is `/`.
 
+mod bundle;
 mod confine;
 mod entries;
 mod header;
+mod image;
 mod job;
 mod names;
 mod pax;

@@ -1,6 +1,8 @@
 //! Images: archives become root file systems of workers, by name; what is hostile in them becomes nothing.
 
 mod archive;
+mod bundle;
+mod hostile;
 mod life;
 
 use std::path::Path;
