@@ -21,7 +21,7 @@ use super::timers::Timer;
 use crate::engine::{Input, Time};
 use crate::host::cgroup::{CgroupError, Enforcement, WorkerCgroup};
 use crate::host::identity::{IdentityError, MAPPED_RANGE, user_namespace};
-use crate::host::init_image::{ImageError, Start, start_image};
+use crate::host::init_image::{Begins, ImageError, Start, start_image};
 use crate::host::ledger::LedgerError;
 use crate::host::logfile::{LogFile, LogFileError, Stream};
 use crate::host::port;
@@ -455,6 +455,7 @@ fn image(
         ledger_at,
         generation: record.generation,
         record: &written,
+        begins: Begins::Program,
     };
     Ok(start_image(&start)?)
 }

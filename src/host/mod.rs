@@ -12,6 +12,7 @@ pub mod helper;
 pub mod identity;
 pub mod image_store;
 pub mod init_image;
+pub mod init_orders;
 pub mod kernel;
 pub mod ledger;
 pub mod logfile;
