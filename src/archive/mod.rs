@@ -11,6 +11,7 @@ mod header;
 mod image;
 mod job;
 mod names;
+mod pack;
 mod pax;
 mod reader;
 mod refusal;
@@ -21,6 +22,7 @@ mod unpack;
 
 pub use entries::{Entries, Entry, EntryKind};
 pub use job::{Done, Job, Report, Task};
+pub use pack::Packer;
 pub use reader::main;
 pub use refusal::Refusal;
 pub use start::{Reading, StartError};

@@ -59,6 +59,12 @@ pub(super) enum Error {
     NotReady { reason: String },
     #[error("{count} checks are not ok")]
     Unwell { count: usize },
+    #[error("pull {name}: skopeo: {reason}")]
+    Pull { name: String, reason: String },
+    #[error(
+        "pull {name}: skopeo is not installed: install it, or import an archive of the image by `halsup image import FILE --name {name}`"
+    )]
+    NoSkopeo { name: String },
     #[error("write the answer")]
     Output { source: std::io::Error },
     /// Who read our output has gone: no error of ours.
@@ -105,6 +111,8 @@ impl Error {
             | Self::Wait { .. }
             | Self::NotReady { .. }
             | Self::Unwell { .. }
+            | Self::Pull { .. }
+            | Self::NoSkopeo { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
     }

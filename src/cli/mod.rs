@@ -19,6 +19,8 @@ mod events;
 mod human;
 mod image;
 mod image_import;
+mod image_layout;
+mod image_pull;
 mod inspect;
 mod kill;
 mod log;

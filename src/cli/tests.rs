@@ -53,6 +53,7 @@ fn every_verb_is_understood() {
     for line in [
         "image import x.tar",
         "image import - --name a/b:c --replace",
+        "image pull ghcr.io/hellblazer/hal-9000:worker --replace",
         "image ls --json",
         "image rm alpine alpine:3",
         "image inspect alpine",

@@ -22,6 +22,7 @@ use super::own_files::OwnFiles;
 use super::passed::Passed;
 use super::pool::remove_stale_in;
 use super::probe::Probes;
+use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::recover::{Recovery, end_leftovers};
 use super::reload::{FIRST_START, discard_sockets, prepare_all};
@@ -146,14 +147,27 @@ impl Daemon {
     fn begin(&mut self, old_config: Option<&str>) {
         self.state = DaemonState::Running;
         self.forget_untaken_pidfds();
-        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
-        self.catch_up_with_manager();
         self.set_watchdog();
-        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        let ready = self.begin_pulls();
+        if ready {
+            self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+            self.catch_up_with_manager();
+            tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        }
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
         self.reap_orphans();
         self.restart_what_differs(old_config);
+        if ready {
+            self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
+        }
+    }
+
+    /// Says that the daemon is ready, after what it has waited for.
+    pub(super) fn say_ready(&mut self) {
+        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        self.catch_up_with_manager();
+        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
         self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
     }
 
@@ -177,6 +191,7 @@ impl Daemon {
     }
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
+        self.end_pulls();
         self.end_imports("the daemon ends");
         if self.leaves {
             self.end_alone();
@@ -457,8 +472,7 @@ fn assemble(
     let_signals_through(handover.as_ref())?;
     // What has a name in the file system comes last, so that a start that fails leaves none.
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
-    let origin = Origin::of(&mut passed, handover.as_mut());
-    let mut control = Control::open(&config.daemon, origin, &mut sources)
+    let mut control = Control::open(&config.daemon, Origin::of(&mut passed, handover.as_mut()), &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
     let config_text = config_text(handover.as_ref(), &options);
     past.persist.keep_config(&config_text);
@@ -501,6 +515,7 @@ fn assemble(
         limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
         images,
+        pulls: Pulls::default(),
         chores: found.chores,
         late_chores: VecDeque::new(),
         events: EventLog::default(),

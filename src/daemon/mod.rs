@@ -31,6 +31,7 @@ mod persist;
 mod pool;
 mod probe;
 mod probe_socket;
+mod pulls;
 mod ready_file;
 mod recover;
 mod reload;

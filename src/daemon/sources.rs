@@ -46,6 +46,8 @@ pub(super) enum Source {
     Import(u64),
     /// The reader of an archive has ended.
     ImportEnd(u64),
+    /// The pull of an image has ended, by its number.
+    PullEnd(u64),
 }
 
 #[derive(Debug)]

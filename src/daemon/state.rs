@@ -21,6 +21,7 @@ use super::own_files::OwnFiles;
 use super::persist::Persist;
 use super::pool::Pool;
 use super::probe::Probes;
+use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::signals::Signals;
 use super::sources::Sources;
@@ -153,6 +154,7 @@ pub(super) struct Daemon {
     /// Those that the host had no room for a moment ago.
     pub(super) late_chores: VecDeque<Chore>,
     pub(super) images: Images,
+    pub(super) pulls: Pulls,
     pub(super) events: EventLog,
     pub(super) control: Control,
     pub(super) log: LogHandle,

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::error::{Fault, Faults, Place};
-use super::keys::{Written, apply, nearest, walk};
+use super::keys::{Key, Written, apply, nearest, walk};
 use super::node::Node;
 use super::pool_keys::KEYS;
 use super::pool_tables::HeartbeatDraft;
 use crate::spec::template::names_port;
 use crate::spec::{
-    Identity, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ready, Restart, Root,
-    Seccomp, Size, Startup, Stop,
+    Identity, ImageName, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ready,
+    Restart, Root, Seccomp, Size, Startup, Stop,
 };
 
 /// A pool may have at most this many workers, and so may all pools together.
@@ -91,6 +91,7 @@ pub(super) struct PoolDraft {
     pub(super) min: Option<u32>,
     pub(super) max: Option<u32>,
     pub(super) heartbeat: HeartbeatDraft,
+    pub(super) image: Option<ImageName>,
     pub(super) written: Written,
     pub(super) place: Place,
 }
@@ -129,6 +130,7 @@ impl PoolDraft {
             min: None,
             max: None,
             heartbeat: HeartbeatDraft::default(),
+            image: None,
             written: Written::new(),
             place,
         }
@@ -143,11 +145,11 @@ impl PoolDraft {
     /// Lets variables of the environment fill what was not written. An empty variable says nothing.
     pub(super) fn fill_from(&mut self, environment: &BTreeMap<String, String>) -> Faults {
         let mut faults = Faults::default();
-        for key in KEYS
-            .iter()
-            .filter(|key| !key.variable.is_empty() && !self.written.contains_key(key.name))
-            .collect::<Vec<_>>()
-        {
+        // What is `/` has been said, or is a service's own.
+        let has_root = self.spec.service || self.written.contains_key("root");
+        let is_said = |key: &Key<Self>| self.written.contains_key(key.name) || (key.name == "image" && has_root);
+        let free: Vec<_> = KEYS.iter().filter(|key| !key.variable.is_empty() && !is_said(key)).collect();
+        for key in free {
             if let Some(text) = environment.get(key.variable).filter(|text| !text.is_empty()) {
                 faults.note(self.apply(key.name, text, Place::outside(key.variable)));
             }
@@ -162,6 +164,13 @@ impl PoolDraft {
     /// Checks the keys against each other.
     pub(super) fn finish(mut self) -> Result<Checked, Faults> {
         let mut faults = Faults::default();
+        match self.image.take() {
+            Some(_) if self.written.contains_key("root") => {
+                faults.push(self.place_of("image").fault("image is written beside root", "one of them"));
+            }
+            Some(image) => self.spec.root = Root::Image(image),
+            None => {}
+        }
         if let Some(size) = faults.note(self.finish_size()) {
             self.spec.policy.size = size;
         }

@@ -128,6 +128,19 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         },
     },
     Key {
+        name: "image",
+        aliases: &[],
+        variable: "WORKER_IMAGE",
+        kind: "name",
+        default: "",
+        bounds: Bounds::Prose("the name of an image"),
+        what: "`image = \"NAME\"` is `root = \"image:NAME\"`. The variable is for pools, not for services.",
+        set: |pool, node| {
+            pool.image = Some(paths::image(node)?);
+            Ok(())
+        },
+    },
+    Key {
         name: "net",
         aliases: &[],
         variable: "",

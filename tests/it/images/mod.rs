@@ -4,6 +4,7 @@ mod archive;
 mod bundle;
 mod hostile;
 mod life;
+mod pull;
 
 use std::path::Path;
 
