@@ -278,3 +278,23 @@ fn a_program_of_an_image_runs_in_a_pool() {
     assert_eq!(told["config"]["entrypoint"], json!(["/bin/sh", "-c"]));
     assert_eq!(daemon.cli(&["inspect", "app.0", "--json"]).json()["workers"][0]["root"], "image:app:1");
 }
+
+#[test]
+fn a_layout_that_is_a_directory_goes_as_it_is() {
+    needs!(Root, CgroupTree, Busybox);
+    let dir = directory();
+    let layout = Layout::of(&layers()).compressed(1, "gzip").named("of/directory:1");
+    for (name, bytes) in layout.parts() {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("it is in the directory")).expect("make directories");
+        std::fs::write(path, bytes).expect("write a part");
+    }
+    let daemon = Daemon::start("");
+    assert_eq!(import(&daemon, dir.path(), &[]).status, 0);
+    let told = daemon.cli(&["image", "inspect", "of/directory:1", "--json"]).json();
+    is_put_together(std::path::Path::new(told["root"].as_str().expect("a path")));
+    let plain = directory();
+    let refused = import(&daemon, plain.path(), &[]);
+    assert_eq!(refused.status, 2);
+    assert!(refused.stderr.contains("a root file system goes as a tar, as in `tar -C"), "{refused:?}");
+}

@@ -3,6 +3,7 @@
 mod archive;
 mod bundle;
 mod hostile;
+mod kills;
 mod life;
 mod pull;
 
