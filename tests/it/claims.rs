@@ -255,7 +255,7 @@ fn what_a_claim_may_not_have_is_refused_and_costs_no_worker() {
     refused(of(serde_json::json!({ "env": ["LD_PRELOAD=/x"] })), "halsup's own");
     refused(of(serde_json::json!({ "env": ["ANTHROPIC_API_KEY=x"] })), "SECURITY VIOLATION");
     refused(of(serde_json::json!({ "secrets": ["../x=y"] })), "no name of a secret");
-    refused(of(serde_json::json!({ "name": "a b" })), "InvalidParameter");
+    refused(of(serde_json::json!({ "session": "a b" })), "InvalidParameter");
     refused(of(serde_json::json!({ "command": [] })), "InvalidParameter");
     assert_eq!(claims(&daemon)["warm"], 2, "a refusal cost a worker");
     // One that can only fail inside costs its worker, which is replaced.
@@ -305,7 +305,7 @@ fn a_session_outlives_its_daemon_and_ends_with_its_program() {
 }
 
 /// How often the daemon is killed while claims are made; HALSUP_TEST_CLAIM_KILLS for more.
-const KILLS: usize = 6;
+const KILLS: u64 = 6;
 
 #[test]
 fn a_daemon_that_is_killed_during_claims_keeps_those_that_were_answered_and_no_others() {
@@ -332,11 +332,9 @@ fn a_daemon_that_is_killed_during_claims_keeps_those_that_were_answered_and_no_o
                 })
                 .collect();
             // Some way into the first claims: a different one in each round.
-            let begun = std::time::Instant::now();
-            let until = std::time::Duration::from_micros(1_500 * (round as u64 % 23));
-            while begun.elapsed() < until {
-                std::hint::spin_loop();
-            }
+            let pause = std::time::Duration::from_micros(1_500 * (round % 23));
+            let pause = rustix::event::Timespec::try_from(pause).expect("a pause");
+            rustix::event::poll(&mut [], Some(&pause)).expect("wait");
             crate::look::signal(pid, rustix::process::Signal::KILL);
             claimers.into_iter().filter_map(|claimer| claimer.join().expect("a claimer")).collect()
         });

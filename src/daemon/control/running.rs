@@ -179,6 +179,7 @@ impl Daemon {
             | Task::Logs(_)
             | Task::Attached(_)
             | Task::Piped(_)
+            | Task::Import(..)
             | Task::Shutdown(_) => None,
         })
     }
