@@ -32,6 +32,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "daemon::Handover",
             "daemon::Error",
             "daemon::doctor",
+            "daemon::help",
         ],
     ),
     ("gateway", &["protocol", "spec", "exit_code"]),

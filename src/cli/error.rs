@@ -59,6 +59,8 @@ pub(super) enum Error {
     NotReady { reason: String },
     #[error("{count} checks are not ok")]
     Unwell { count: usize },
+    #[error("{sentence}")]
+    Helper { sentence: String },
     #[error("write the answer")]
     Output { source: std::io::Error },
     /// Who read our output has gone: no error of ours.
@@ -105,6 +107,7 @@ impl Error {
             | Self::Wait { .. }
             | Self::NotReady { .. }
             | Self::Unwell { .. }
+            | Self::Helper { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
     }

@@ -16,6 +16,7 @@ mod daemon_stop;
 mod doctor;
 mod error;
 mod events;
+mod helper;
 mod human;
 mod inspect;
 mod kill;
@@ -36,6 +37,7 @@ mod stop;
 mod stopwatch;
 mod table;
 mod up;
+mod volume;
 
 use std::path::PathBuf;
 
@@ -86,11 +88,15 @@ enum Verb {
     Logs(logs::Logs),
     Events(events::Events),
     Stats(stats::Stats),
+    #[command(subcommand)]
+    Volume(volume::Verb),
     Check(check::Check),
     Doctor(doctor::Doctor),
     Log(log::Log),
     Completions(completions::Completions),
     Man(man::Man),
+    #[command(hide = true)]
+    Helper(helper::Helper),
 }
 
 impl Verb {
@@ -115,6 +121,8 @@ impl Verb {
             Self::Log(verb) => verb.run(context),
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),
+            Self::Volume(verb) => verb.run(context),
+            Self::Helper(verb) => verb.run(context),
         }
     }
 }
@@ -189,6 +197,11 @@ fn instance_name(text: &str) -> Result<InstanceName, String> {
 /// For clap: a target as `all`, `web` or `web.3`.
 fn target(text: &str) -> Result<crate::protocol::control::Target, String> {
     text.parse().map_err(|error: crate::protocol::control::TargetError| error.to_string())
+}
+
+/// For clap: the name of a volume.
+fn volume_name(text: &str) -> Result<crate::spec::VolumeName, String> {
+    crate::spec::VolumeName::parse(text).map_err(|error| error.to_string())
 }
 
 /// For clap: the name of a pool.

@@ -78,6 +78,7 @@ impl Daemon {
                 Some(Source::Probe(place)) => self.on_probe(place),
                 Some(Source::Files) => self.on_files(),
                 Some(Source::Trial) => self.on_trial(),
+                Some(Source::Job(number)) => self.on_job(number),
                 Some(Source::OwnFiles) => self.on_own_files(),
                 Some(Source::Limits) => self.on_limits(),
                 // Heard above; and what was closed meanwhile has nothing more to say.
@@ -101,6 +102,7 @@ impl Daemon {
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
+                Timer::Job(number) => self.on_job_timeout(number),
                 Timer::Upgrade => self.on_upgrade_timer(),
                 Timer::Chores => self.chores.append(&mut self.late_chores),
                 Timer::WriteState => self.write_state_again(),

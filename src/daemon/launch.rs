@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
@@ -42,6 +43,7 @@ use crate::host::ledger::Ledger;
 use crate::host::mounts::private_null;
 use crate::host::own_dir::{OwnDirError, own_dir};
 use crate::host::spawn::{PASSED_MAX, SLOTTED_STACKS_MAX, Stack, close_inherited, set_undumpable};
+use crate::host::volume::Store;
 use crate::protocol::control::DaemonState;
 use crate::spec::{Config, DaemonSpec};
 
@@ -151,6 +153,7 @@ impl Daemon {
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
         self.reap_orphans();
+        self.sweep_volumes();
         self.restart_what_differs(old_config);
         self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
     }
@@ -175,6 +178,7 @@ impl Daemon {
     }
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
+        self.end_jobs();
         if self.leaves {
             self.end_alone();
             return ran;
@@ -270,6 +274,7 @@ pub(super) struct Directories {
     pub(super) work: OwnedFd,
     pub(super) notify: OwnedFd,
     pub(super) overlay: OwnedFd,
+    volumes: Store,
     logs: OwnedFd,
     /// One on each: either may be shared with another daemon by mistake.
     locks: [OwnedFd; 2],
@@ -297,6 +302,7 @@ impl Directories {
             work: below(runtime.as_fd(), &spec.runtime_dir, "work")?,
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
+            volumes: Store::open(state.as_fd())?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
             locks,
             state,
@@ -414,6 +420,7 @@ fn shared(
         work_dirs: dirs.work,
         notify_dirs: dirs.notify,
         overlay_dirs: dirs.overlay,
+        volumes: dirs.volumes,
         log_dir: dirs.logs,
         null: private_null()?,
         ids,
@@ -453,9 +460,8 @@ fn assemble(
     let origin = Origin::of(&mut passed, handover.as_mut());
     let mut control = Control::open(&config.daemon, origin, &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
-    let config_text = config_text(handover.as_ref(), &options);
+    let (config_text, now) = (config_text(handover.as_ref(), &options), clock::now());
     past.persist.keep_config(&config_text);
-    let now = clock::now();
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
     let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
@@ -504,6 +510,7 @@ fn assemble(
         manager: Manager::from_environment(&environment),
         fd_store,
         watchdog: Watchdog::default(),
+        jobs: Jobs::default(),
         holder_search: None,
         reaps: std::process::id() == 1,
         cgroup_lock: None,

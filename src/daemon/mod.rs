@@ -6,6 +6,7 @@
 
 mod adopt;
 mod birth;
+mod chores;
 mod clock;
 mod control;
 mod doctor;
@@ -16,6 +17,7 @@ mod events;
 mod exit;
 mod fd_store;
 mod hold;
+mod jobs;
 mod launch;
 mod limit_watch;
 mod live;
@@ -39,11 +41,13 @@ mod sources;
 mod state;
 mod timers;
 mod upgrade;
+mod volumes;
 mod watchdog;
 
 use std::io;
 use std::path::PathBuf;
 
+pub use chores::help;
 pub use control::ControlError;
 pub use log::LogError;
 pub use pool::PoolError;
@@ -55,6 +59,7 @@ use crate::host::init_image::ImageError;
 use crate::host::ledger::LedgerError;
 use crate::host::mounts::MountError;
 use crate::host::state_file::StateFileError;
+use crate::host::volume::VolumeError;
 use crate::protocol::control::{Check, StatusReply, WorkerInfo};
 use crate::spec::{Config, InstanceName, PoolName};
 
@@ -136,6 +141,9 @@ pub enum Error {
     /// What outlives the daemon.
     #[error("read the state of an earlier daemon")]
     State(#[from] StateFileError),
+    /// Volumes.
+    #[error("open volumes")]
+    Volumes(#[from] VolumeError),
     /// What all workers have of `/dev`.
     #[error("make a /dev/null for workers")]
     Null(#[from] MountError),

@@ -185,7 +185,7 @@ pub(super) fn prepare(
         (Root::Directory(_) | Root::Host, _) => None,
     };
     Ok(Prepared {
-        template: templates.get(TemplateSpec::new(&spec.root, &spec.binds, &hidden))?,
+        template: templates.get(TemplateSpec::new(&spec.root, &spec.binds, &hidden, &volume_places(spec)))?,
         lower,
         carry: carried(spec)?,
         filter: filter(&spec.seccomp)?,
@@ -196,6 +196,11 @@ pub(super) fn prepare(
         host_ids,
         rlimits: rlimits(&spec.rlimits),
     })
+}
+
+/// Where its volumes appear inside.
+fn volume_places(spec: &PoolSpec) -> Vec<PathBuf> {
+    spec.volumes.iter().map(|volume| volume.target.clone()).collect()
 }
 
 fn open_file(operation: &'static str, path: &Path, flags: OFlags) -> Result<OwnedFd, PoolError> {

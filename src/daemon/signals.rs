@@ -108,6 +108,10 @@ impl Daemon {
                 self.on_trial();
                 continue;
             }
+            if let Some(number) = self.job_of(pid) {
+                self.on_job(number);
+                continue;
+            }
             let inits = inits.get_or_insert_with(|| {
                 let living = self.live.iter().filter(|(_, live)| live.process.is_some());
                 living.map(|(worker, live)| (live.init_pid, *worker)).collect()

@@ -12,6 +12,7 @@ use super::RunOptions;
 use super::control::Control;
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
@@ -32,6 +33,7 @@ use crate::host::identity::IdPool;
 use crate::host::ledger::Ledger;
 use crate::host::logfile::LogFile;
 use crate::host::spawn::Stack;
+use crate::host::volume::Store;
 use crate::protocol::control::{Cause, DaemonState, DeathCertificate, StartFailure};
 use crate::spec::{DaemonSpec, Generation, PoolId, PoolName, WorkerId};
 
@@ -46,6 +48,8 @@ pub(super) struct Shared {
     pub(super) notify_dirs: OwnedFd,
     /// `<state_dir>/overlay`, mode 0700: upper layers of workers whose root is a directory.
     pub(super) overlay_dirs: OwnedFd,
+    /// `<state_dir>/volumes`.
+    pub(super) volumes: Store,
     /// `<state_dir>/logs/workers`.
     pub(super) log_dir: OwnedFd,
     /// A `/dev/null` of the workers' own, read-write.
@@ -159,6 +163,8 @@ pub(super) struct Daemon {
     /// What it keeps for the next daemon.
     pub(super) fd_store: FdStore,
     pub(super) watchdog: Watchdog,
+    /// Helpers under way.
+    pub(super) jobs: Jobs,
     /// When the holder of a port was last searched for.
     pub(super) holder_search: Option<Time>,
     /// Whether orphans are given to this process.

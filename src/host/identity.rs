@@ -33,6 +33,14 @@ pub enum IdentityError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The kernel refused a mapping.
+    #[error("map root's files to uid {uid}")]
+    Mapping {
+        /// To whom.
+        uid: u32,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// More workers at once than there are ids.
     #[error("all {count} private ids are in use")]
     Exhausted {
@@ -80,10 +88,21 @@ pub fn host_user(name: &str) -> Result<HostUser, IdentityError> {
 /// # Errors
 /// [`IdentityError::UserNamespace`].
 pub fn user_namespace(base: u32) -> Result<OwnedFd, IdentityError> {
-    let refused = |source| IdentityError::UserNamespace { base, source };
-    let proc_dir = open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let proc_dir = proc_dir.map_err(|e| refused(e.into()))?;
-    crate::sys::spawn::user_namespace(base, MAPPED_RANGE, proc_dir.as_fd()).map_err(refused)
+    mapping(base, base, MAPPED_RANGE).map_err(|source| IdentityError::UserNamespace { base, source })
+}
+
+/// Makes a user namespace in which root is `uid` and `gid` outside, and which has nobody else: what a mount is mapped
+/// through, so that root's files on it are that user's.
+///
+/// # Errors
+/// [`IdentityError::Mapping`].
+pub fn root_as(uid: u32, gid: u32) -> Result<OwnedFd, IdentityError> {
+    mapping(uid, gid, 1).map_err(|source| IdentityError::Mapping { uid, source })
+}
+
+fn mapping(uids: u32, gids: u32, count: u32) -> io::Result<OwnedFd> {
+    let proc_dir = open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    crate::sys::spawn::user_namespace(uids, gids, count, proc_dir.as_fd())
 }
 
 /// Gives out numbers 0..`count`, each to one holder at a time, the one that has been free for longest first, so that a

@@ -9,6 +9,7 @@ mod error;
 mod reply;
 mod request;
 mod target;
+mod volume;
 mod worker;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub use request::{
     ScaleRequest, Scope, SetLogRequest, ShutdownRequest, StatsRequest, TargetRequest, UpgradeRequest,
 };
 pub use target::{Target, TargetError};
+pub use volume::{CreateVolumeReply, ListVolumesReply, ListVolumesRequest, VolumeInfo, VolumeRequest};
 pub use worker::{
     Controllers, DaemonState, Inspection, LimitInfo, Occupancy, PoolInfo, StateCounts, StatusReply, WorkerInfo,
     WorkerState,

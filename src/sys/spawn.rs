@@ -13,7 +13,9 @@ use super::raw::flag::{
 };
 use super::raw::{self, CloneArgs, Errno};
 
-pub use super::plan::{NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stage, WORK_TARGET};
+pub use super::plan::{
+    EXTRA_MOUNTS_MAX, ExtraMount, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stage, WORK_TARGET,
+};
 
 /// A child between its clone and its exec or death. Holds what the child reads; dropping it without [`Birth::release`]
 /// leaks that memory, because the child may still be reading.
@@ -192,11 +194,12 @@ impl Drop for Stack {
     }
 }
 
-/// Makes a user namespace whose ids 0..`count` are `base`..`base + count` outside, and returns its descriptor.
+/// Makes a user namespace whose uids 0..`count` are `uids`..`uids + count` outside, and gids alike, and returns its
+/// descriptor.
 ///
 /// # Errors
 /// What clone3(2) or writing the maps says; ENOSPC or EPERM where user namespaces are not allowed.
-pub fn user_namespace(base: u32, count: u32, proc_dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub fn user_namespace(uids: u32, gids: u32, count: u32, proc_dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, openat};
     let mut stack = Stack::new()?;
     let parent = std::ptr::without_provenance_mut(std::process::id() as usize);
@@ -212,8 +215,8 @@ pub fn user_namespace(base: u32, count: u32, proc_dir: BorrowedFd<'_>) -> io::Re
         )
     }?;
     let made = (|| {
-        let map = format!("0 {base} {count}\n");
-        for file in ["uid_map", "gid_map"] {
+        for (file, base) in [("uid_map", uids), ("gid_map", gids)] {
+            let map = format!("0 {base} {count}\n");
             let fd = openat(proc_dir, format!("{pid}/{file}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
             rustix::io::retry_on_intr(|| rustix::io::write(&fd, map.as_bytes()))?;
         }

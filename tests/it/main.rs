@@ -42,3 +42,4 @@ mod survival;
 mod systemd;
 mod upgrade;
 mod varlink_client;
+mod volumes;

@@ -20,7 +20,7 @@ pub(super) const PIECE_EVENTS_MAX: usize = 256;
 
 /// What becomes of a call.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(in crate::daemon) enum Outcome {
     /// It is answered.
     Reply(Reply),
     /// Its client waits.
@@ -37,14 +37,14 @@ impl From<Error> for Outcome {
 
 /// Who asked, and how.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
-    pub(super) place: u32,
-    pub(super) number: u64,
-    pub(super) by: roles::Principal,
+pub(in crate::daemon) struct Asked {
+    pub(in crate::daemon) place: u32,
+    pub(in crate::daemon) number: u64,
+    pub(in crate::daemon) by: roles::Principal,
     /// More than one reply is welcome.
-    pub(super) more: bool,
+    pub(in crate::daemon) more: bool,
     /// No reply is wanted.
-    pub(super) oneway: bool,
+    pub(in crate::daemon) oneway: bool,
 }
 
 impl Daemon {
@@ -130,6 +130,9 @@ impl Daemon {
             Request::Doctor(_) => {
                 Reply::last(&DoctorReply { checks: super::super::doctor::checks(&self.spec.instance) })
             }
+            Request::ListVolumes(request) => return self.list_volumes(asked, &request),
+            Request::CreateVolume(request) => return self.create_volume(asked, &request),
+            Request::RemoveVolume(request) => return self.remove_volume(asked, &request),
             Request::GetConfig(_) => Reply::last(&ConfigReply {
                 path: self.config_path.as_ref().map(|path| path.display().to_string()),
                 text: self.config_text.clone(),

@@ -33,7 +33,9 @@ use mio::Interest;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
-use self::client::{Client, Task};
+use self::client::Client;
+pub(super) use self::client::Task;
+pub(super) use self::dispatch::{Asked, Outcome};
 use self::follow::FollowedLines;
 use self::orders::Orders;
 use self::roles::Principal;

@@ -146,7 +146,10 @@ impl Daemon {
             | Request::Shutdown(_)
             | Request::SetLog(_)
             | Request::Doctor(_)
-            | Request::GetConfig(_) => return Error::Refused { reason: "this is no order".into() }.into(),
+            | Request::GetConfig(_)
+            | Request::ListVolumes(_)
+            | Request::CreateVolume(_)
+            | Request::RemoveVolume(_) => return Error::Refused { reason: "this is no order".into() }.into(),
         };
         let target = match self.resolve(&wire) {
             Ok(target) => target,
@@ -184,7 +187,7 @@ impl Daemon {
     }
 
     /// Records that somebody ordered something of the daemon itself.
-    pub(super) fn record_order(&mut self, asked: Asked, kind: EventKind, text: String) {
+    pub(in crate::daemon) fn record_order(&mut self, asked: Asked, kind: EventKind, text: String) {
         tracing::info!(target: "control", by = %asked.by, "{text}");
         self.record(Happening { asked_by: Some(asked.by.to_string()), ..Happening::new(kind, text) });
     }

@@ -6,7 +6,7 @@ use crate::spec::{Grantee, RoleGrant};
 
 /// Who is at the other end, as the kernel says it (SO_PEERCRED), at the time of its `connect`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Principal {
+pub(in crate::daemon) struct Principal {
     /// Effective uid.
     pub(super) uid: u32,
     /// Effective gid.
@@ -70,7 +70,10 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Shutdown(_)
         | Request::SetLog(_)
         | Request::Doctor(_)
-        | Request::GetConfig(_) => false,
+        | Request::GetConfig(_)
+        | Request::ListVolumes(_)
+        | Request::CreateVolume(_)
+        | Request::RemoveVolume(_) => false,
     }
 }
 
@@ -81,7 +84,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 22] = [
+    const TABLE: [(&str, char); 25] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -104,6 +107,9 @@ mod tests {
         ("SetLog", 'a'),
         ("Doctor", 'o'),
         ("GetConfig", 'a'),
+        ("ListVolumes", 'o'),
+        ("CreateVolume", 'w'),
+        ("RemoveVolume", 'a'),
     ];
 
     /// What a request is about.
@@ -135,6 +141,7 @@ mod tests {
             (_, Object::Web | Object::OneOfWeb | Object::Api) => return None,
             ("GetInterfaceDescription", Object::Every) => serde_json::json!({ "interface": "a.b" }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
+            ("CreateVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),
             (_, Object::Every) => serde_json::json!({}),
         };
         let call = serde_json::json!({ "method": format!("{interface}.{method}"), "parameters": parameters });
@@ -176,7 +183,7 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (11 + 9 * 4 + 3 + 2), "eleven verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(seen, 12 * (14 + 9 * 4 + 3 + 2), "fourteen verbs of the daemon, nine of any target, List and Scale");
     }
 
     #[test]

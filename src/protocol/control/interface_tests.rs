@@ -346,6 +346,20 @@ fn every_reply_is_as_described() {
     let check = Check { name: "cgroup".into(), ok: false, found: "v1".into(), fix: Some("boot with v2".into()) };
     replies.hold("Doctor", &DoctorReply { checks: vec![check] });
     replies.hold("GetConfig", &ConfigReply { path: Some("/etc/x".into()), text: "[pool.web]".into() });
+    let volume = VolumeInfo {
+        name: "data".into(),
+        created: Some("2026-01-01".into()),
+        path: "/x".into(),
+        pools: names(),
+        usage_bytes: Some(1),
+        usage_inodes: Some(2),
+        foreign_inodes: Some(3),
+    };
+    let room =
+        ListVolumesReply { volumes: vec![volume], total_bytes: 1, free_bytes: 2, total_inodes: 3, free_inodes: 4 };
+    replies.hold("ListVolumes", &room);
+    replies.hold("CreateVolume", &CreateVolumeReply { created: true, path: "/x".into() });
+    replies.hold("RemoveVolume", &Empty {});
     assert_eq!(replies.left, BTreeSet::new(), "described, but without a type here");
 
     let worker_fields = serde_json::to_value(worker()).unwrap();
@@ -362,7 +376,8 @@ fn every_method_has_a_request_with_the_described_parameters() {
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
-        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info",
+        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "name": "data",
+        "usage": true,
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };

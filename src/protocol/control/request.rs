@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use super::super::service::{self, ServiceError};
 use super::super::varlink::Call;
 use super::{
-    INTERFACE, LAST_DEFAULT, LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, SCALE_COUNT_MAX,
-    SHUTDOWN_TIMEOUT_MS_MAX, Target,
+    INTERFACE, LAST_DEFAULT, LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, ListVolumesRequest,
+    SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Target, VolumeRequest,
 };
 use crate::spec::{PoolName, Role};
 
@@ -273,6 +273,12 @@ requests! {
     Doctor(NoParameters) = INTERFACE Observe,
     /// The configuration in force, which may hold secrets of pools.
     GetConfig(NoParameters) = INTERFACE Admin,
+    /// The volumes.
+    ListVolumes(ListVolumesRequest) = INTERFACE Observe,
+    /// Make a volume.
+    CreateVolume(VolumeRequest) = INTERFACE Operate,
+    /// Remove a volume and all that is in it.
+    RemoveVolume(VolumeRequest) = INTERFACE Admin,
 }
 
 impl Request {
@@ -337,7 +343,10 @@ impl Request {
             | Self::Shutdown(_)
             | Self::SetLog(_)
             | Self::Doctor(_)
-            | Self::GetConfig(_) => false,
+            | Self::GetConfig(_)
+            | Self::ListVolumes(_)
+            | Self::CreateVolume(_)
+            | Self::RemoveVolume(_) => false,
         }
     }
 
@@ -366,7 +375,10 @@ impl Request {
             | Self::Shutdown(_)
             | Self::SetLog(_)
             | Self::Doctor(_)
-            | Self::GetConfig(_) => Scope::Daemon,
+            | Self::GetConfig(_)
+            | Self::ListVolumes(_)
+            | Self::CreateVolume(_)
+            | Self::RemoveVolume(_) => Scope::Daemon,
         }
     }
 
@@ -397,7 +409,10 @@ impl Request {
             | Self::Stats(_)
             | Self::Reload(_)
             | Self::Doctor(_)
-            | Self::GetConfig(_) => return Ok(()),
+            | Self::GetConfig(_)
+            | Self::ListVolumes(_)
+            | Self::CreateVolume(_)
+            | Self::RemoveVolume(_) => return Ok(()),
             Self::Upgrade(request) => {
                 let absolute = |path: &String| path.starts_with('/') && path.len() <= PATH_BYTES_MAX;
                 ("binary", request.binary.as_ref().is_none_or(absolute))

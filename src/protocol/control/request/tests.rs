@@ -10,6 +10,10 @@ fn call(method: &str, parameters: Value) -> Call {
     Call { method: method.into(), parameters, oneway: false, more: false, upgrade: false }
 }
 
+fn volume() -> crate::spec::VolumeName {
+    crate::spec::VolumeName::parse("hal9000-chromadb").unwrap()
+}
+
 fn one_of_each() -> Vec<Request> {
     let web = PoolName::parse("web").unwrap();
     let target = TargetRequest { target: Target::Worker(web.clone(), 3) };
@@ -36,6 +40,9 @@ fn one_of_each() -> Vec<Request> {
         Request::SetLog(SetLogRequest { filter: "info,heartbeat=debug".into() }),
         Request::Doctor(NoParameters {}),
         Request::GetConfig(NoParameters {}),
+        Request::ListVolumes(ListVolumesRequest { name: Some(volume()), usage: Some(true) }),
+        Request::CreateVolume(VolumeRequest { name: volume() }),
+        Request::RemoveVolume(VolumeRequest { name: volume() }),
     ]
 }
 
@@ -77,6 +84,8 @@ fn what_is_wrong_is_named() {
         ("io.halsup.Control.SetLog", json!({"filter": "x".repeat(1_025)}), invalid("filter")),
         ("io.halsup.Control.SetLog", json!({"filter": "in\u{1b}fo"}), invalid("filter")),
         ("io.halsup.Control.Logs", json!({"worker": "web", "follow": true}), ServiceError::ExpectedMore {}),
+        ("io.halsup.Control.RemoveVolume", json!({"name": "../x"}), invalid("name")),
+        ("io.halsup.Control.ListVolumes", json!({"name": "a/b"}), invalid("name")),
         ("io.halsup.Control.Nope", json!({}), ServiceError::MethodNotFound { method: "io.halsup.Control.Nope".into() }),
         ("io.halsup.Other.Ping", json!({}), ServiceError::InterfaceNotFound { interface: "io.halsup.Other".into() }),
         ("Ping", json!({}), ServiceError::MethodNotFound { method: "Ping".into() }),
@@ -103,10 +112,10 @@ fn what_changes_something_needs_more_than_observe() {
     for request in one_of_each() {
         let (_, name) = request.method();
         let changes = ["Start", "Stop", "Restart", "Kill", "Reset", "Scale"].contains(&name);
-        let admin = ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig"].contains(&name);
+        let admin = ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig", "RemoveVolume"].contains(&name);
         let expected = if admin {
             Role::Admin
-        } else if changes {
+        } else if changes || name == "CreateVolume" {
             Role::Operate
         } else {
             Role::Observe
