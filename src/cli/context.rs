@@ -10,6 +10,7 @@ use super::client::Client;
 use super::config;
 use super::error::Error;
 use super::output::Output;
+use crate::protocol::control::{NoParameters, Request, StatusReply};
 use crate::spec::{Config, InstanceName};
 
 /// The variable that names the instance; `--instance` goes before it.
@@ -113,6 +114,23 @@ impl Context {
         } else {
             socket_in(Path::new(&format!("/run/halsup-{instance}")))
         })
+    }
+
+    /// The state directory of the daemon that is meant: by its own word, or where none runs, by its configuration.
+    pub(super) fn state_dir(&self) -> Result<PathBuf, Error> {
+        let told = self.client().and_then(|mut client| client.call(&Request::Status(NoParameters {})));
+        if let Ok(status) = told {
+            let status: StatusReply = status;
+            return Ok(PathBuf::from(status.state_dir));
+        }
+        match self.load_config() {
+            Ok(config) => Ok(config.daemon.state_dir),
+            // Without a file everything is where the instance has it by default.
+            Err(Error::FileMissing { .. }) if self.config.is_none() => {
+                Ok(config::check(self.config_path(), "", &self.environment)?.daemon.state_dir)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Connects to the daemon.

@@ -35,6 +35,8 @@ pub(super) enum Error {
     Usage { reason: String },
     #[error("configuration {} does not exist: name one with --config, or write it", path.display())]
     FileMissing { path: PathBuf },
+    #[error("{} does not exist: it is written when a daemon first runs", path.display())]
+    FileMissingYet { path: PathBuf },
     #[error("read {}", path.display())]
     ReadFile { path: PathBuf, source: std::io::Error },
     #[error("write {}", path.display())]
@@ -80,7 +82,7 @@ impl Error {
             Self::OutputClosed => ExitCode::Done,
             Self::Unreachable { .. } | Self::Lost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
-            Self::FileMissing { .. } => ExitCode::NotFound,
+            Self::FileMissing { .. } | Self::FileMissingYet { .. } => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {

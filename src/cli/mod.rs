@@ -3,6 +3,7 @@
 //! Never looks at pools or kernel objects itself: it asks the daemon, or becomes it. Data goes to stdout, everything else
 //! to stderr; an error is printed once, here.
 
+mod audit;
 mod check;
 mod client;
 mod completions;
@@ -90,6 +91,8 @@ enum Verb {
     Stats(stats::Stats),
     #[command(subcommand)]
     Volume(volume::Verb),
+    #[command(subcommand)]
+    Audit(audit::Verb),
     Check(check::Check),
     Doctor(doctor::Doctor),
     Log(log::Log),
@@ -122,6 +125,7 @@ impl Verb {
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),
             Self::Volume(verb) => verb.run(context),
+            Self::Audit(verb) => verb.run(context),
             Self::Helper(verb) => verb.run(context),
         }
     }

@@ -420,6 +420,7 @@ impl Daemon {
             return;
         }
         tracing::debug!(target: "worker", worker = %name, generation = generation.0, "{name} is taken over");
+        self.audit("worker_adopt", &name, &[("generation", &generation.0.to_string())]);
         if runs && phase == engine::Phase::Spawning {
             self.inputs.push(Input::Spawned(worker, generation));
         }

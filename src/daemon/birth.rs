@@ -170,7 +170,9 @@ impl Daemon {
             return self.postpone(worker, generation, failure, tries, RETRY_PAUSE);
         }
         let mut made = Made::default();
-        let Err(error) = self.try_spawn(worker, generation, &mut made) else { return };
+        let Err(error) = self.try_spawn(worker, generation, &mut made) else {
+            return self.audit_spawn(worker, generation);
+        };
         self.chores.push_back(Chore { of: Some((worker, generation)), cgroup: made.cgroup, ..made.chore });
         self.logs.remove(&worker);
         let failure = start_failure(error.stage(), &error);

@@ -37,6 +37,7 @@ impl Daemon {
             self.hear(&ready);
             self.tick();
             self.decide();
+            self.flush_audit();
             self.flush_clients();
             self.confirm_handover();
             self.go_on_with_upgrade();

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::audit::Audit;
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
@@ -145,6 +146,8 @@ fn give_up(cgroups: CgroupRoot) {
 impl Daemon {
     fn begin(&mut self, old_config: Option<&str>) {
         self.state = DaemonState::Running;
+        let pid = std::process::id().to_string();
+        self.audit("coordinator_start", "daemon", &[("version", env!("CARGO_PKG_VERSION")), ("pid", &pid)]);
         self.forget_untaken_pidfds();
         self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
         self.catch_up_with_manager();
@@ -165,8 +168,15 @@ impl Daemon {
         }
     }
 
+    fn audit_stop(&mut self, how: &str) {
+        let pid = std::process::id().to_string();
+        self.audit("coordinator_stop", "daemon", &[("pid", &pid), ("how", how)]);
+        self.flush_audit();
+    }
+
     /// Ends without touching a worker: all that is theirs stays where the next daemon looks for it.
     fn end_alone(mut self) {
+        self.audit_stop("workers are left");
         for log in self.logs.values_mut() {
             log.flush(clock::wall());
         }
@@ -179,6 +189,7 @@ impl Daemon {
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
         self.end_jobs();
+        self.audit_stop("workers are ended");
         if self.leaves {
             self.end_alone();
             return ran;
@@ -275,6 +286,7 @@ pub(super) struct Directories {
     pub(super) notify: OwnedFd,
     pub(super) overlay: OwnedFd,
     volumes: Store,
+    all_logs: OwnedFd,
     logs: OwnedFd,
     /// One on each: either may be shared with another daemon by mistake.
     locks: [OwnedFd; 2],
@@ -289,7 +301,7 @@ impl Directories {
             Some(locks) => locks,
             None => [lock(state.as_fd(), &spec.state_dir)?, lock(runtime.as_fd(), &spec.runtime_dir)?],
         };
-        directory(&spec.state_dir.join("logs"), 0o700)?;
+        let all_logs = directory(&spec.state_dir.join("logs"), 0o700)?;
         let below = |parent: BorrowedFd<'_>, at: &Path, name: &str| {
             match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -303,6 +315,7 @@ impl Directories {
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
             volumes: Store::open(state.as_fd())?,
+            all_logs,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
             locks,
             state,
@@ -407,15 +420,16 @@ fn greet_again(
     waiting
 }
 
-/// What all workers share.
+/// What all workers share, and the audit log.
 fn shared(
     dirs: Directories,
     (ids, ranges): (IdPool, IdPool),
     ledger: Ledger,
     stacks: Vec<Stack>,
-) -> Result<Shared, Error> {
+) -> Result<(Audit, Shared), Error> {
+    let audit = Audit::open(dirs.all_logs.as_fd())?;
     let daemon = own_pidfd().map_err(|source| Error::Start { operation: "open a pidfd of this process", source })?;
-    Ok(Shared {
+    let shared = Shared {
         init: Rc::new(init_program()?),
         work_dirs: dirs.work,
         notify_dirs: dirs.notify,
@@ -429,7 +443,8 @@ fn shared(
         ledger,
         daemon,
         locks: dirs.locks,
-    })
+    };
+    Ok((audit, shared))
 }
 
 /// The text of the configuration in force.
@@ -464,12 +479,12 @@ fn assemble(
     past.persist.keep_config(&config_text);
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
-    let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
     let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
     let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
-    let shared = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
+    let (audit, shared) = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
+        asked_for_upgrade: greet_again(&mut control, handover.as_mut(), &mut sources, now),
         spec: config.daemon,
         config_path: options.config_path.clone(),
         options,
@@ -510,12 +525,12 @@ fn assemble(
         manager: Manager::from_environment(&environment),
         fd_store,
         watchdog: Watchdog::default(),
+        audit,
         jobs: Jobs::default(),
         holder_search: None,
         reaps: std::process::id() == 1,
         cgroup_lock: None,
         upgrade: None,
-        asked_for_upgrade,
         strays: handover.is_some(),
         handover,
         finished: false,

@@ -19,6 +19,7 @@ use super::live::Live;
 use super::sources::{Source, Sources};
 use super::state::Daemon;
 use super::timers::Timer;
+use crate::protocol::audit::Severity;
 use crate::protocol::control::EventKind;
 use crate::spec::{Generation, WorkerId};
 
@@ -144,6 +145,8 @@ impl Daemon {
             let more = now.forks_refused - before.forks_refused;
             let text =
                 format!("{name}: pids limit reached{limit}, {more} forks refused; raise it by `pids` in its table");
+            let refused = more.to_string();
+            self.audit_security(Severity::Medium, "PIDS_LIMIT", &name, &[("refused", &refused)]);
             self.tell_limit(worker, generation, text);
         }
         if now.oom_kills > before.oom_kills {
@@ -154,6 +157,8 @@ impl Daemon {
             let text = format!(
                 "{name}: memory limit reached{limit}, {more} processes killed; raise it by `memory` in its table"
             );
+            let killed = more.to_string();
+            self.audit_security(Severity::Medium, "MEMORY_LIMIT", &name, &[("killed", &killed)]);
             self.tell_limit(worker, generation, text);
         }
     }

@@ -5,6 +5,7 @@
 //! (what others ask).
 
 mod adopt;
+mod audit;
 mod birth;
 mod chores;
 mod clock;
@@ -57,6 +58,7 @@ use crate::host::cgroup::CgroupError;
 use crate::host::container;
 use crate::host::init_image::ImageError;
 use crate::host::ledger::LedgerError;
+use crate::host::logfile::LogFileError;
 use crate::host::mounts::MountError;
 use crate::host::state_file::StateFileError;
 use crate::host::volume::VolumeError;
@@ -150,6 +152,9 @@ pub enum Error {
     /// The init's program.
     #[error("prepare the workers' init")]
     Init(#[from] ImageError),
+    /// The audit log.
+    #[error("begin the audit log")]
+    Audit(#[from] LogFileError),
     /// The log.
     #[error("begin the log")]
     Log(#[from] LogError),

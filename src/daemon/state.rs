@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::RunOptions;
+use super::audit::Audit;
 use super::control::Control;
 use super::events::EventLog;
 use super::fd_store::FdStore;
@@ -163,6 +164,8 @@ pub(super) struct Daemon {
     /// What it keeps for the next daemon.
     pub(super) fd_store: FdStore,
     pub(super) watchdog: Watchdog,
+    /// Who did what.
+    pub(super) audit: Audit,
     /// Helpers under way.
     pub(super) jobs: Jobs,
     /// When the holder of a port was last searched for.

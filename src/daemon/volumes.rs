@@ -66,6 +66,7 @@ impl Daemon {
         match self.shared.volumes.create(&request.name, clock::wall()) {
             Ok(created) => {
                 if created {
+                    self.audit_order(asked, "volume_create", request.name.as_str());
                     self.record_order(asked, EventKind::Order, format!("create volume {}", request.name));
                 }
                 Outcome::Reply(Reply::last(&CreateVolumeReply { created, path: self.volume_path(&request.name) }))
@@ -124,6 +125,7 @@ impl Daemon {
         }
         match self.shared.volumes.set_aside(&request.name) {
             Ok(aside) => {
+                self.audit_order(asked, "volume_remove", request.name.as_str());
                 self.record_order(asked, EventKind::Order, format!("remove volume {}", request.name));
                 let kind = JobKind::Removal(request.name.to_string());
                 self.begin_job(Job { asked: (asked.place, asked.number), kind }, "volume-remove", &[aside])

@@ -112,7 +112,9 @@ fn unknown_state(instance: &Instance, say: &mut impl FnMut(String)) {
         }
     }
     for entry in own_entries(instance, &instance.state_dir.join("logs")) {
-        if !["workers", "daemon.log"].contains(&name(&entry).as_str()) {
+        let file = name(&entry);
+        let audit = ["audit.log", "security.log"].iter().any(|log| file.starts_with(log));
+        if !audit && !["workers", "daemon.log"].contains(&file.as_str()) {
             say(entry.display().to_string());
         }
     }

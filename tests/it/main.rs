@@ -14,6 +14,7 @@ mod needs;
 mod peer;
 mod place;
 
+mod audit;
 mod clients;
 mod container;
 mod control;

@@ -76,7 +76,9 @@ impl Daemon {
         let asked = Asked { place, number: client.number, by: client.peer, more: call.more, oneway: call.oneway };
         let outcome = match Request::decode(call) {
             Ok(request) if !roles::allows(asked.by, self.control.own_uid, &request, &self.spec.roles) => {
-                self.control.complain(asked.by, &format!("permission denied: {}", request.method().1), self.now);
+                let method = request.method().1;
+                self.control.complain(asked.by, &format!("permission denied: {method}"), self.now);
+                self.audit_refusal((asked.by.uid, asked.by.pid), method, "role");
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
             Ok(request) => self.carry_out(asked, request),
@@ -122,6 +124,7 @@ impl Daemon {
             Request::Shutdown(request) => return self.ordered_shutdown(asked, &request),
             Request::SetLog(request) => match self.log.set(&request.filter) {
                 Ok(previous) => {
+                    self.audit_order(asked, "log_filter", &request.filter);
                     self.record_order(asked, EventKind::Daemon, format!("log filter set to {}", request.filter));
                     Reply::last(&SetLogReply { previous })
                 }
@@ -156,6 +159,7 @@ impl Daemon {
         if self.state == crate::protocol::control::DaemonState::Stopping {
             return Error::ShuttingDown {}.into();
         }
+        self.audit_order(asked, "order_reload", "daemon");
         self.record_order(asked, EventKind::Order, "reload".into());
         Outcome::Reply(match self.reload() {
             Ok(reply) => Reply::last(&reply),
@@ -167,6 +171,7 @@ impl Daemon {
     }
 
     fn ordered_upgrade(&mut self, asked: Asked, request: &UpgradeRequest) -> Outcome {
+        self.audit_order(asked, "order_upgrade", "daemon");
         self.record_order(asked, EventKind::Order, "upgrade the daemon".into());
         match self.begin_upgrade((asked.place, asked.number), request.binary.as_deref()) {
             Ok(()) => Outcome::Wait(Task::Order),
@@ -179,11 +184,13 @@ impl Daemon {
 
     fn ordered_shutdown(&mut self, asked: Asked, request: &ShutdownRequest) -> Outcome {
         if request.keep_workers == Some(true) {
+            self.audit_order(asked, "order_leave", "daemon");
             self.record_order(asked, EventKind::Order, "leave the workers".into());
             self.leave();
             return Outcome::Wait(Task::Shutdown(None));
         }
         let patience = request.timeout_ms.map_or(self.spec.shutdown_timeout, std::time::Duration::from_millis);
+        self.audit_order(asked, "order_shutdown", "daemon");
         self.record_order(asked, EventKind::Order, "shut down".into());
         self.begin_shutdown(patience);
         Outcome::Wait(Task::Shutdown(asked.more.then_some(u32::MAX)))

@@ -327,6 +327,7 @@ impl Daemon {
         };
         if let Some(reason) = self.control.refuses(peer.uid) {
             self.control.complain(peer, reason, self.now);
+            self.audit_refusal((peer.uid, peer.pid), "connect", reason);
             let reply = Refusal::Refused { reason: reason.into() }.to_reply().encode();
             let sent = send(&socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             return best_effort(sent, "who is refused may be gone already");

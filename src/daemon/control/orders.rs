@@ -174,6 +174,8 @@ impl Daemon {
     fn note_who_asked(&mut self, asked: Asked, target: EngineTarget, text: &str) {
         let who = asked.by.to_string();
         tracing::info!(target: "control", by = %who, "{text}");
+        let (verb, object) = (text.split(' ').next().unwrap_or(text), text.rsplit(' ').next().unwrap_or("-"));
+        self.audit_order(asked, &format!("order_{verb}"), object);
         let workers: Vec<WorkerId> = self.views(target).map(|view| view.worker).collect();
         for worker in workers {
             self.asked_by.insert(worker, who.clone());

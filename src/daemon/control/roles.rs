@@ -8,11 +8,11 @@ use crate::spec::{Grantee, RoleGrant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::daemon) struct Principal {
     /// Effective uid.
-    pub(super) uid: u32,
+    pub(in crate::daemon) uid: u32,
     /// Effective gid.
-    pub(super) gid: u32,
+    pub(in crate::daemon) gid: u32,
     /// Its pid; 0 from a pid namespace that is not visible here. For people: never decides.
-    pub(super) pid: i32,
+    pub(in crate::daemon) pid: i32,
 }
 
 impl std::fmt::Display for Principal {
