@@ -90,7 +90,8 @@ impl Client {
         let method = request.method().1;
         let mut call = request.to_call();
         call.more = more;
-        let at_once = request.role() == Role::Observe && !request.follows();
+        let counts = matches!(request, Request::ListVolumes(list) if list.usage == Some(true));
+        let at_once = request.role() == Role::Observe && !request.follows() && !counts;
         self.stream
             .set_write_timeout(Some(self.patience))
             .and_then(|()| self.stream.set_read_timeout(at_once.then_some(self.patience)))

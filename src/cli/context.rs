@@ -123,14 +123,20 @@ impl Context {
             let status: StatusReply = status;
             return Ok(PathBuf::from(status.state_dir));
         }
+        Ok(self.config_or_default()?.daemon.state_dir)
+    }
+
+    /// The configuration, or what holds where there is no file and none was named.
+    pub(super) fn config_or_default(&self) -> Result<Config, Error> {
         match self.load_config() {
-            Ok(config) => Ok(config.daemon.state_dir),
-            // Without a file everything is where the instance has it by default.
-            Err(Error::FileMissing { .. }) if self.config.is_none() => {
-                Ok(config::check(self.config_path(), "", &self.environment)?.daemon.state_dir)
-            }
-            Err(error) => Err(error),
+            Err(Error::FileMissing { .. }) if self.config.is_none() => self.default_config_of_instance(),
+            loaded => loaded,
         }
+    }
+
+    /// What holds without a file.
+    pub(super) fn default_config_of_instance(&self) -> Result<Config, Error> {
+        config::check(self.config_path(), "", &self.environment)
     }
 
     /// Connects to the daemon.

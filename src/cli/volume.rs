@@ -17,6 +17,7 @@ pub(super) enum Verb {
     Create(Create),
     Ls(Ls),
     Inspect(Inspect),
+    Repair(Repair),
     Rm(Rm),
 }
 
@@ -44,6 +45,14 @@ pub(super) struct Inspect {
     name: VolumeName,
 }
 
+/// Give everything in a volume to whoever has it, where files of other owners were put into it by hand.
+#[derive(Debug, Args)]
+pub(super) struct Repair {
+    /// The volume.
+    #[arg(value_name = "NAME", value_parser = super::volume_name)]
+    name: VolumeName,
+}
+
 /// Remove volumes and all that is in them; refused while a pool has one.
 #[derive(Debug, Args)]
 pub(super) struct Rm {
@@ -58,6 +67,7 @@ impl Verb {
             Self::Create(verb) => verb.run(context),
             Self::Ls(verb) => verb.run(context),
             Self::Inspect(verb) => verb.run(context),
+            Self::Repair(verb) => verb.run(context),
             Self::Rm(verb) => verb.run(context),
         }
     }
@@ -119,6 +129,14 @@ fn shown(volume: &VolumeInfo, reply: &ListVolumesReply) -> String {
     ])
 }
 
+impl Repair {
+    fn run(self, context: &Context) -> Result<(), Error> {
+        let shown = self.name.to_string();
+        let reply: Empty = context.client()?.call(&Request::RepairVolume(VolumeRequest { name: self.name }))?;
+        context.output.answer(&reply, |_| shown)
+    }
+}
+
 impl Rm {
     fn run(self, context: &Context) -> Result<(), Error> {
         let mut client = context.client()?;
@@ -142,6 +160,7 @@ mod tests {
             created: None,
             path: "/x".into(),
             pools: vec!["web".into(), "api".into()],
+            mapped: false,
             usage_bytes: Some(2048),
             usage_inodes: Some(3),
             foreign_inodes: Some(0),

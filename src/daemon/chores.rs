@@ -10,7 +10,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use super::birth::chain;
 use crate::host::own_dir::own_dir;
-use crate::host::volume::{Store, removal, usage};
+use crate::host::volume::{Store, removal, repair, usage};
 use crate::spec::VolumeName;
 
 /// Does what `word` names; what to print.
@@ -27,6 +27,13 @@ pub fn help(word: &str, state_dir: &Path, arguments: &[String]) -> Result<String
     match word {
         "volume-usage" => count(&store, arguments),
         "volume-remove" => removal::remove(&store, arguments).map(|()| "{}".to_owned()).map_err(|error| chain(&error)),
+        "volume-repair" => {
+            for name in arguments {
+                let volume = VolumeName::parse(name).map_err(|error| error.to_string())?;
+                repair::give_to_root(&store, &volume).map_err(|error| chain(&error))?;
+            }
+            Ok("{}".to_owned())
+        }
         _ => Err(format!("no helper does {word:?}")),
     }
 }

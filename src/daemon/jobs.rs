@@ -41,8 +41,13 @@ pub(super) struct Job {
 pub(super) enum JobKind {
     /// Its numbers are put into this answer.
     Usage(ListVolumesReply),
-    /// A volume is gone when it ends; its name.
-    Removal(String),
+    /// It is done when it ends.
+    Plain {
+        /// What is done.
+        operation: &'static str,
+        /// To what.
+        object: String,
+    },
 }
 
 #[derive(Debug)]
@@ -156,8 +161,8 @@ fn outcome(kind: JobKind, ended: &Ended) -> Reply {
     };
     match (kind, trouble) {
         (JobKind::Usage(_), Some(cause)) => failed("count", "volumes".to_owned(), cause),
-        (JobKind::Removal(name), Some(cause)) => failed("remove", format!("volume {name}"), cause),
-        (JobKind::Removal(_), None) => Reply::last(&Empty {}),
+        (JobKind::Plain { operation, object }, Some(cause)) => failed(operation, object, cause),
+        (JobKind::Plain { .. }, None) => Reply::last(&Empty {}),
         (JobKind::Usage(mut reply), None) => match serde_json::from_str::<BTreeMap<String, Usage>>(&ended.stdout) {
             Ok(counted) => {
                 for volume in &mut reply.volumes {

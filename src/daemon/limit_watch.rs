@@ -57,6 +57,11 @@ pub(super) struct LimitWatch {
 }
 
 impl LimitWatch {
+    /// Forks that were refused to a worker's latest generation, and processes of it that were killed for memory.
+    pub(super) fn hits(&self, worker: WorkerId) -> (u64, u64) {
+        self.seen.get(&worker).map_or((0, 0), |(_, counts)| (counts.forks_refused, counts.oom_kills))
+    }
+
     fn begun(&mut self, sources: &mut Sources) -> Result<&OwnedFd, Errno> {
         if self.inotify.is_none() {
             let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;

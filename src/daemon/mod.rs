@@ -63,7 +63,7 @@ use crate::host::mounts::MountError;
 use crate::host::state_file::StateFileError;
 use crate::host::volume::VolumeError;
 use crate::protocol::control::{Check, StatusReply, WorkerInfo};
-use crate::spec::{Config, InstanceName, PoolName};
+use crate::spec::{Config, PoolName};
 
 /// What the command line decides about a daemon beside its configuration.
 #[derive(Debug, Default)]
@@ -215,8 +215,8 @@ pub fn hold_cgroup() -> Result<(), Error> {
     hold::hold()
 }
 
-/// What the host has of what halsup needs.
+/// What the host has of what halsup needs, and what can be seen of a daemon that does not run.
 #[must_use]
-pub fn doctor() -> Vec<Check> {
-    doctor::checks(&InstanceName::default())
+pub fn doctor(config: &Config) -> Vec<Check> {
+    doctor::without_daemon(config)
 }

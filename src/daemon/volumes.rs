@@ -19,7 +19,7 @@ use crate::protocol::control::{
     CreateVolumeReply, Error, EventKind, ListVolumesReply, ListVolumesRequest, VolumeInfo, VolumeRequest,
 };
 use crate::protocol::varlink::Reply;
-use crate::spec::{VolumeMount, VolumeName};
+use crate::spec::{Identity, VolumeMount, VolumeName};
 
 /// The mounts of a worker's volumes, ready to be attached.
 pub(super) fn mounts(store: &Store, wanted: &[VolumeMount], ids: &Ids) -> Result<Vec<ExtraMount>, BirthError> {
@@ -62,6 +62,13 @@ impl Daemon {
         self.pools.values().filter(has).map(|pool| pool.spec.name.to_string()).collect()
     }
 
+    /// Whether all pools that have a volume have a root of their own inside.
+    fn is_mapped(&self, volume: &VolumeName) -> bool {
+        let mut users =
+            self.pools.values().filter(|pool| pool.spec.volumes.iter().any(|mount| mount.name == *volume)).peekable();
+        users.peek().is_some() && users.all(|pool| pool.spec.identity == Identity::Mapped)
+    }
+
     pub(super) fn create_volume(&mut self, asked: Asked, request: &VolumeRequest) -> Outcome {
         match self.shared.volumes.create(&request.name, clock::wall()) {
             Ok(created) => {
@@ -100,6 +107,7 @@ impl Daemon {
             created: store.created(name),
             path: self.volume_path(name),
             pools: self.users_of(name),
+            mapped: self.is_mapped(name),
             usage_bytes: None,
             usage_inodes: None,
             foreign_inodes: None,
@@ -111,6 +119,19 @@ impl Daemon {
             total_inodes: room.total_inodes,
             free_inodes: room.free_inodes,
         })
+    }
+
+    pub(super) fn repair_volume(&mut self, asked: Asked, request: &VolumeRequest) -> Outcome {
+        match self.shared.volumes.data(&request.name) {
+            Ok(_) => {
+                self.audit_order(asked, "volume_repair", request.name.as_str());
+                self.record_order(asked, EventKind::Order, format!("repair volume {}", request.name));
+                let kind = JobKind::Plain { operation: "repair", object: format!("volume {}", request.name) };
+                let job = Job { asked: (asked.place, asked.number), kind };
+                self.begin_job(job, "volume-repair", &[request.name.to_string()])
+            }
+            Err(error) => failed("repair", &request.name, &error),
+        }
     }
 
     pub(super) fn remove_volume(&mut self, asked: Asked, request: &VolumeRequest) -> Outcome {
@@ -127,7 +148,7 @@ impl Daemon {
             Ok(aside) => {
                 self.audit_order(asked, "volume_remove", request.name.as_str());
                 self.record_order(asked, EventKind::Order, format!("remove volume {}", request.name));
-                let kind = JobKind::Removal(request.name.to_string());
+                let kind = JobKind::Plain { operation: "remove", object: format!("volume {}", request.name) };
                 self.begin_job(Job { asked: (asked.place, asked.number), kind }, "volume-remove", &[aside])
             }
             Err(error) => failed("remove", &request.name, &error),
@@ -142,7 +163,10 @@ impl Daemon {
         };
         if !left.is_empty() {
             // Nobody waits for it: place and number of no client.
-            let job = Job { asked: (u32::MAX, u64::MAX), kind: JobKind::Removal("what was left".to_owned()) };
+            let job = Job {
+                asked: (u32::MAX, u64::MAX),
+                kind: JobKind::Plain { operation: "remove", object: "volumes".to_owned() },
+            };
             super::log::best_effort(self.try_job(job, "volume-remove", &left), "the next start tries again");
         }
     }

@@ -131,10 +131,13 @@ impl Daemon {
                 Err(reason) => Error::Refused { reason }.to_reply(),
             },
             Request::Doctor(_) => {
-                Reply::last(&DoctorReply { checks: super::super::doctor::checks(&self.spec.instance) })
+                let mut checks = super::super::doctor::checks(&self.spec);
+                checks.extend(self.troubles());
+                Reply::last(&DoctorReply { checks })
             }
             Request::ListVolumes(request) => return self.list_volumes(asked, &request),
             Request::CreateVolume(request) => return self.create_volume(asked, &request),
+            Request::RepairVolume(request) => return self.repair_volume(asked, &request),
             Request::RemoveVolume(request) => return self.remove_volume(asked, &request),
             Request::GetConfig(_) => Reply::last(&ConfigReply {
                 path: self.config_path.as_ref().map(|path| path.display().to_string()),

@@ -117,7 +117,7 @@ impl Daemon {
     }
 
     /// The workers that a target reaches, in order.
-    pub(super) fn views(&self, target: EngineTarget) -> impl Iterator<Item = WorkerView> {
+    pub(in crate::daemon) fn views(&self, target: EngineTarget) -> impl Iterator<Item = WorkerView> {
         // A pool that is being forgotten has no name any more.
         let known = |view: &WorkerView| self.pools.contains_key(&view.worker.pool);
         self.engine.workers().filter(move |view| covers(target, view.worker) && known(view))
@@ -149,6 +149,7 @@ impl Daemon {
             | Request::GetConfig(_)
             | Request::ListVolumes(_)
             | Request::CreateVolume(_)
+            | Request::RepairVolume(_)
             | Request::RemoveVolume(_) => return Error::Refused { reason: "this is no order".into() }.into(),
         };
         let target = match self.resolve(&wire) {

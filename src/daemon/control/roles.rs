@@ -73,6 +73,7 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::GetConfig(_)
         | Request::ListVolumes(_)
         | Request::CreateVolume(_)
+        | Request::RepairVolume(_)
         | Request::RemoveVolume(_) => false,
     }
 }
@@ -84,7 +85,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 25] = [
+    const TABLE: [(&str, char); 26] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -109,6 +110,7 @@ mod tests {
         ("GetConfig", 'a'),
         ("ListVolumes", 'o'),
         ("CreateVolume", 'w'),
+        ("RepairVolume", 'a'),
         ("RemoveVolume", 'a'),
     ];
 
@@ -141,7 +143,7 @@ mod tests {
             (_, Object::Web | Object::OneOfWeb | Object::Api) => return None,
             ("GetInterfaceDescription", Object::Every) => serde_json::json!({ "interface": "a.b" }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
-            ("CreateVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),
+            ("CreateVolume" | "RepairVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),
             (_, Object::Every) => serde_json::json!({}),
         };
         let call = serde_json::json!({ "method": format!("{interface}.{method}"), "parameters": parameters });
@@ -183,7 +185,7 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (14 + 9 * 4 + 3 + 2), "fourteen verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(seen, 12 * (15 + 9 * 4 + 3 + 2), "fifteen verbs of the daemon, nine of any target, List and Scale");
     }
 
     #[test]

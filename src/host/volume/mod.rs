@@ -8,7 +8,9 @@
 
 mod mount;
 pub mod removal;
+pub mod repair;
 pub mod usage;
+mod walk;
 
 #[cfg(test)]
 mod tests;
@@ -300,13 +302,25 @@ impl Store {
     /// # Errors
     /// [`VolumeError::Store`].
     pub fn room(&self) -> Result<Room, VolumeError> {
-        let stat = fstatvfs(&self.dir).map_err(VolumeError::store("look at"))?;
-        Ok(Room {
-            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
-            total_inodes: stat.f_files,
-            free_inodes: stat.f_favail,
-        })
+        fstatvfs(&self.dir).map(|stat| room_of(&stat)).map_err(VolumeError::store("look at"))
+    }
+}
+
+/// Room on the file system of a directory, or of the nearest one above it that is there.
+///
+/// # Errors
+/// What the kernel says.
+pub fn room_at(dir: &std::path::Path) -> io::Result<Room> {
+    let nearest = dir.ancestors().find(|dir| dir.exists()).unwrap_or(std::path::Path::new("/"));
+    Ok(room_of(&rustix::fs::statvfs(nearest)?))
+}
+
+fn room_of(stat: &rustix::fs::StatVfs) -> Room {
+    Room {
+        total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+        total_inodes: stat.f_files,
+        free_inodes: stat.f_favail,
     }
 }
 

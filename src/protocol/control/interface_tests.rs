@@ -351,6 +351,7 @@ fn every_reply_is_as_described() {
         created: Some("2026-01-01".into()),
         path: "/x".into(),
         pools: names(),
+        mapped: false,
         usage_bytes: Some(1),
         usage_inodes: Some(2),
         foreign_inodes: Some(3),
@@ -359,6 +360,7 @@ fn every_reply_is_as_described() {
         ListVolumesReply { volumes: vec![volume], total_bytes: 1, free_bytes: 2, total_inodes: 3, free_inodes: 4 };
     replies.hold("ListVolumes", &room);
     replies.hold("CreateVolume", &CreateVolumeReply { created: true, path: "/x".into() });
+    replies.hold("RepairVolume", &Empty {});
     replies.hold("RemoveVolume", &Empty {});
     assert_eq!(replies.left, BTreeSet::new(), "described, but without a type here");
 

@@ -277,6 +277,8 @@ requests! {
     ListVolumes(ListVolumesRequest) = INTERFACE Observe,
     /// Make a volume.
     CreateVolume(VolumeRequest) = INTERFACE Operate,
+    /// Give everything in a volume to root on the disk.
+    RepairVolume(VolumeRequest) = INTERFACE Admin,
     /// Remove a volume and all that is in it.
     RemoveVolume(VolumeRequest) = INTERFACE Admin,
 }
@@ -346,6 +348,7 @@ impl Request {
             | Self::GetConfig(_)
             | Self::ListVolumes(_)
             | Self::CreateVolume(_)
+            | Self::RepairVolume(_)
             | Self::RemoveVolume(_) => false,
         }
     }
@@ -378,6 +381,7 @@ impl Request {
             | Self::GetConfig(_)
             | Self::ListVolumes(_)
             | Self::CreateVolume(_)
+            | Self::RepairVolume(_)
             | Self::RemoveVolume(_) => Scope::Daemon,
         }
     }
@@ -412,6 +416,7 @@ impl Request {
             | Self::GetConfig(_)
             | Self::ListVolumes(_)
             | Self::CreateVolume(_)
+            | Self::RepairVolume(_)
             | Self::RemoveVolume(_) => return Ok(()),
             Self::Upgrade(request) => {
                 let absolute = |path: &String| path.starts_with('/') && path.len() <= PATH_BYTES_MAX;

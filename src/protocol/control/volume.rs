@@ -16,7 +16,7 @@ pub struct ListVolumesRequest {
     pub usage: Option<bool>,
 }
 
-/// Parameters of `CreateVolume` and `RemoveVolume`.
+/// Parameters of `CreateVolume`, `RepairVolume` and `RemoveVolume`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeRequest {
@@ -36,6 +36,8 @@ pub struct VolumeInfo {
     pub path: String,
     /// The pools that have it.
     pub pools: Vec<String>,
+    /// Whether every pool that has it has a root of its own inside, so that files may be others' than root's.
+    pub mapped: bool,
     /// What it takes of the disk; `None` where it was not counted.
     pub usage_bytes: Option<u64>,
     /// Its files and directories, itself among them.

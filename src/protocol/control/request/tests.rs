@@ -42,6 +42,7 @@ fn one_of_each() -> Vec<Request> {
         Request::GetConfig(NoParameters {}),
         Request::ListVolumes(ListVolumesRequest { name: Some(volume()), usage: Some(true) }),
         Request::CreateVolume(VolumeRequest { name: volume() }),
+        Request::RepairVolume(VolumeRequest { name: volume() }),
         Request::RemoveVolume(VolumeRequest { name: volume() }),
     ]
 }
@@ -112,7 +113,8 @@ fn what_changes_something_needs_more_than_observe() {
     for request in one_of_each() {
         let (_, name) = request.method();
         let changes = ["Start", "Stop", "Restart", "Kill", "Reset", "Scale"].contains(&name);
-        let admin = ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig", "RemoveVolume"].contains(&name);
+        let admin =
+            ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig", "RepairVolume", "RemoveVolume"].contains(&name);
         let expected = if admin {
             Role::Admin
         } else if changes || name == "CreateVolume" {
