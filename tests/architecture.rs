@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// What each room of `src` may name of the others; a room may always name itself. `a::b` allows `b` of `a` only.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     // The init's half of the room speaks the init's protocol, and its entry point calls the init.
     ("sys", &["protocol::init", "init::run"]),
     ("spec", &[]),
@@ -18,7 +18,8 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("engine", &["spec"]),
     ("host", &["sys", "spec", "protocol::init"]),
     ("init", &["sys::raw", "sys::entry", "sys::pid1", "protocol::init"]),
-    ("daemon", &["engine", "host", "protocol", "spec", "exit_code"]),
+    ("archive", &["sys", "spec", "host"]),
+    ("daemon", &["archive", "engine", "host", "protocol", "spec", "exit_code"]),
     // The command line becomes the daemon: it may start it, and nothing more.
     (
         "cli",
@@ -26,6 +27,9 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "protocol",
             "spec",
             "exit_code",
+            // It packs what it sends.
+            "archive::Writer",
+            "archive::Meta",
             "daemon::run",
             "daemon::hold_cgroup",
             "daemon::RunOptions",

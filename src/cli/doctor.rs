@@ -18,9 +18,15 @@ impl Doctor {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let reply = match context.client() {
             Ok(mut client) => {
-                let mut reply: DoctorReply = client.call(&Request::Doctor(NoParameters {}))?;
-                reply.checks.extend(owners(&mut client)?);
-                reply
+                match client.call::<DoctorReply>(&Request::Doctor(NoParameters {})) {
+                    Ok(mut reply) => {
+                        reply.checks.extend(owners(&mut client)?);
+                        reply
+                    }
+                    // It ends just now.
+                    Err(error @ Error::Lost { .. }) => without_daemon(context, &error)?,
+                    Err(error) => return Err(error),
+                }
             }
             Err(error @ (Error::Unreachable { .. } | Error::Denied { .. })) => without_daemon(context, &error)?,
             Err(error) => return Err(error),

@@ -14,6 +14,7 @@ mod daemon_reexec;
 mod daemon_run;
 mod daemon_start;
 mod daemon_stop;
+mod debug_bundle;
 mod doctor;
 mod error;
 mod events;
@@ -95,6 +96,7 @@ enum Verb {
     Audit(audit::Verb),
     Check(check::Check),
     Doctor(doctor::Doctor),
+    DebugBundle(debug_bundle::DebugBundle),
     Log(log::Log),
     Completions(completions::Completions),
     Man(man::Man),
@@ -121,6 +123,7 @@ impl Verb {
             Self::Stats(verb) => verb.run(context),
             Self::Check(verb) => verb.run(context),
             Self::Doctor(verb) => verb.run(context),
+            Self::DebugBundle(verb) => verb.run(context),
             Self::Log(verb) => verb.run(context),
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),

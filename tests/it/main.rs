@@ -19,6 +19,7 @@ mod clients;
 mod container;
 mod control;
 mod crowd;
+mod debug_bundle;
 mod doctor;
 #[cfg(target_arch = "x86_64")]
 mod faults;
