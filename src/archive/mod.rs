@@ -1,7 +1,30 @@
 //! Archives: read by a process that is shut in before it sees the first byte, and written.
 //!
-//! `write` puts a tar together, compressed: pure but for where its bytes go.
+//! The root process reads no archive. It starts this program again as a reader ([`Reading::start`]), which gives up every
+//! right (`confine`), then takes the stream apart (`stream`, `header`, `pax`, `entries`: pure) and puts it on the disk
+//! (`tree`, `unpack`). Nothing here knows of pools, or where the target is: in the reader it is `/`. `write` puts a tar together.
 
+mod confine;
+mod entries;
+mod header;
+mod job;
+mod names;
+mod pax;
+mod reader;
+mod refusal;
+mod start;
+mod stream;
+mod tree;
+mod unpack;
 mod write;
 
+pub use entries::{Entries, Entry, EntryKind};
+pub use job::{Done, Job, Report, Task};
+pub use reader::main;
+pub use refusal::Refusal;
+pub use start::{Reading, StartError};
+pub use unpack::{Limits, Totals};
 pub use write::{Kind, Meta, Writer};
+
+/// The word by which this program becomes a reader; never typed by people.
+pub const VERB: &str = "archive-reader";

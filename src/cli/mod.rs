@@ -20,6 +20,8 @@ mod error;
 mod events;
 mod helper;
 mod human;
+mod image;
+mod image_import;
 mod inspect;
 mod kill;
 mod log;
@@ -87,6 +89,9 @@ enum Verb {
     Kill(kill::Kill),
     Scale(scale::Scale),
     Reset(reset::Reset),
+    /// Import, list and remove images, the root file systems of workers.
+    #[command(subcommand)]
+    Image(image::Verb),
     Logs(logs::Logs),
     Events(events::Events),
     Stats(stats::Stats),
@@ -118,6 +123,7 @@ impl Verb {
             Self::Kill(verb) => verb.run(context),
             Self::Scale(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
+            Self::Image(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
             Self::Events(verb) => verb.run(context),
             Self::Stats(verb) => verb.run(context),
@@ -136,6 +142,10 @@ impl Verb {
 
 /// Runs the program and returns its exit status.
 pub fn main() -> std::process::ExitCode {
+    // Not for people, and before anything that a caller could have set is looked at.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::archive::VERB) {
+        return crate::archive::main().into();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage(error).into(),

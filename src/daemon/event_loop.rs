@@ -82,6 +82,8 @@ impl Daemon {
                 Some(Source::Job(number)) => self.on_job(number),
                 Some(Source::OwnFiles) => self.on_own_files(),
                 Some(Source::Limits) => self.on_limits(),
+                Some(Source::Import(number)) => self.on_import(number),
+                Some(Source::ImportEnd(number)) => self.on_import_end(number),
                 // Heard above; and what was closed meanwhile has nothing more to say.
                 Some(Source::Exit(_)) | None => {}
             }
@@ -105,6 +107,7 @@ impl Daemon {
                 Timer::LookForFiles => self.look_for_files(),
                 Timer::Job(number) => self.on_job_timeout(number),
                 Timer::Upgrade => self.on_upgrade_timer(),
+                Timer::Import(number) => self.on_import_timeout(number),
                 Timer::Chores => self.chores.append(&mut self.late_chores),
                 Timer::WriteState => self.write_state_again(),
                 Timer::LookAtExit(worker, generation) => {

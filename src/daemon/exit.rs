@@ -263,11 +263,12 @@ impl Daemon {
         }
         if let Some((place, name)) = chore.trees.last() {
             let parent = match place {
-                Place::Work => &self.shared.work_dirs,
-                Place::Notify => &self.shared.notify_dirs,
-                Place::Overlay => &self.shared.overlay_dirs,
+                Place::Work => self.shared.work_dirs.as_fd(),
+                Place::Notify => self.shared.notify_dirs.as_fd(),
+                Place::Overlay => self.shared.overlay_dirs.as_fd(),
+                Place::Image => self.images.store.unfinished(),
             };
-            match workdir::remove_bounded(parent.as_fd(), name, ENTRIES_A_TURN) {
+            match workdir::remove_bounded(parent, name, ENTRIES_A_TURN) {
                 Ok(workdir::Removal::Done) => {
                     chore.trees.pop();
                 }

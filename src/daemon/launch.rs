@@ -15,6 +15,7 @@ use super::audit::Audit;
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::images::Images;
 use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
@@ -39,6 +40,7 @@ use crate::host::cgroup::{CgroupRoot, Location};
 use crate::host::container;
 use crate::host::handover::unblock_signals;
 use crate::host::identity::IdPool;
+use crate::host::image_store::ImageStore;
 use crate::host::init_image::init_program;
 use crate::host::ledger::Ledger;
 use crate::host::mounts::private_null;
@@ -190,6 +192,7 @@ impl Daemon {
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
         self.end_jobs();
         self.audit_stop("workers are ended");
+        self.end_imports("the daemon ends");
         if self.leaves {
             self.end_alone();
             return ran;
@@ -287,6 +290,7 @@ pub(super) struct Directories {
     pub(super) overlay: OwnedFd,
     volumes: Store,
     all_logs: OwnedFd,
+    pub(super) images: ImageStore,
     logs: OwnedFd,
     /// One on each: either may be shared with another daemon by mistake.
     locks: [OwnedFd; 2],
@@ -316,6 +320,7 @@ impl Directories {
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
             volumes: Store::open(state.as_fd())?,
             all_logs,
+            images: ImageStore::open(state.as_fd(), &spec.state_dir)?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
             locks,
             state,
@@ -426,9 +431,10 @@ fn shared(
     (ids, ranges): (IdPool, IdPool),
     ledger: Ledger,
     stacks: Vec<Stack>,
-) -> Result<(Audit, Shared), Error> {
+) -> Result<(Audit, Shared, Images), Error> {
     let audit = Audit::open(dirs.all_logs.as_fd())?;
     let daemon = own_pidfd().map_err(|source| Error::Start { operation: "open a pidfd of this process", source })?;
+    let images = Images::new(dirs.images);
     let shared = Shared {
         init: Rc::new(init_program()?),
         work_dirs: dirs.work,
@@ -444,7 +450,7 @@ fn shared(
         daemon,
         locks: dirs.locks,
     };
-    Ok((audit, shared))
+    Ok((audit, shared, images))
 }
 
 /// The text of the configuration in force.
@@ -479,10 +485,9 @@ fn assemble(
     past.persist.keep_config(&config_text);
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
-    let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
     let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
-    let (audit, shared) = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
+    let (audit, shared, images) = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
         asked_for_upgrade: greet_again(&mut control, handover.as_mut(), &mut sources, now),
         spec: config.daemon,
@@ -491,7 +496,7 @@ fn assemble(
         engine: Engine::with_last_generation(now.0, found.generation.max(fd_store.last())),
         now,
         started: now,
-        started_wall,
+        started_wall: handover.as_ref().map_or_else(clock::wall, Handover::started),
         state: DaemonState::Starting,
         cgroups: None,
         shared,
@@ -515,6 +520,7 @@ fn assemble(
         ready_files: ReadyFiles::default(),
         limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
+        images,
         chores: found.chores,
         late_chores: VecDeque::new(),
         events: EventLog::default(),

@@ -18,6 +18,7 @@ mod events;
 mod exit;
 mod fd_store;
 mod hold;
+mod images;
 mod jobs;
 mod launch;
 mod limit_watch;
@@ -56,6 +57,7 @@ pub use upgrade::Handover;
 
 use crate::host::cgroup::CgroupError;
 use crate::host::container;
+use crate::host::image_store::StoreError;
 use crate::host::init_image::ImageError;
 use crate::host::ledger::LedgerError;
 use crate::host::logfile::LogFileError;
@@ -140,6 +142,9 @@ pub enum Error {
     /// Where inits write down how their workers ended.
     #[error("prepare the exit ledger")]
     Ledger(#[from] LedgerError),
+    /// The images.
+    #[error("prepare the store of images")]
+    Images(#[from] StoreError),
     /// What outlives the daemon.
     #[error("read the state of an earlier daemon")]
     State(#[from] StateFileError),

@@ -57,7 +57,7 @@ fn text(path: &Path) -> Result<CString, BirthError> {
 
 impl Daemon {
     /// The pools that have a volume, by name; those that are being stopped too.
-    pub(super) fn users_of(&self, volume: &VolumeName) -> Vec<String> {
+    pub(super) fn pools_with(&self, volume: &VolumeName) -> Vec<String> {
         let has = |pool: &&super::pool::Pool| pool.spec.volumes.iter().any(|mount| mount.name == *volume);
         self.pools.values().filter(has).map(|pool| pool.spec.name.to_string()).collect()
     }
@@ -106,7 +106,7 @@ impl Daemon {
             name: name.to_string(),
             created: store.created(name),
             path: self.volume_path(name),
-            pools: self.users_of(name),
+            pools: self.pools_with(name),
             mapped: self.is_mapped(name),
             usage_bytes: None,
             usage_inodes: None,
@@ -135,7 +135,7 @@ impl Daemon {
     }
 
     pub(super) fn remove_volume(&mut self, asked: Asked, request: &VolumeRequest) -> Outcome {
-        let users = self.users_of(&request.name);
+        let users = self.pools_with(&request.name);
         if !users.is_empty() {
             let them = users.join(", ");
             let reason = format!(

@@ -6,6 +6,7 @@
 
 mod certificate;
 mod error;
+mod image;
 mod reply;
 mod request;
 mod target;
@@ -17,6 +18,9 @@ mod interface_tests;
 
 pub use certificate::{Cause, DeathCertificate, LAST_OUTPUT_BYTES_MAX, StartFailure};
 pub use error::{Error, Failure as CallFailure};
+pub use image::{
+    ImageImportReply, ImageImportRequest, ImageInfo, ImageInspectReply, ImageListReply, ImageRemoveReply, ImageRequest,
+};
 pub use reply::{
     CertificatesReply, ChangeReply, Check, ConfigReply, DoctorReply, Empty, Event, EventKind, EventsReply, Failure,
     InspectReply, ListReply, LogEntry, LogsReply, ReloadReply, SetLogReply, ShutdownReply, StatsReply, Stream,

@@ -5,6 +5,7 @@
 mod account;
 mod config;
 mod cpuset;
+mod image;
 mod names;
 mod policy;
 mod pool;
@@ -17,6 +18,7 @@ pub use config::{
     CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, ConfigError, ConfigErrors, LOG_CATEGORIES, PoolOverrides, check_pools,
     parse_config, pool_from_command, reference,
 };
+pub use image::{IMAGE_NAME_BYTES_MAX, ImageConfig, ImageName, ImageNameError, is_image_digest};
 pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, VolumeName, WorkerId};
 pub use policy::{Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
 pub use pool::{

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{InstanceName, PoolName, PoolPolicy, VolumeName};
+use super::{ImageName, InstanceName, PoolName, PoolPolicy, VolumeName};
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +143,8 @@ pub enum Root {
     Host,
     /// A writable overlay on this directory.
     Directory(PathBuf),
+    /// A writable overlay on the files of an imported image.
+    Image(ImageName),
 }
 
 /// Which network namespace a worker is in.

@@ -25,6 +25,7 @@ mod doctor;
 mod faults;
 mod heartbeats;
 mod hostile;
+mod images;
 mod input;
 mod isolation;
 mod life;

@@ -81,6 +81,7 @@ impl Daemon {
                 self.audit_refusal((asked.by.uid, asked.by.pid), method, "role");
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
+            Ok(Request::ImageImport(request)) => self.ordered_import(asked, request, client.take_passed()),
             Ok(request) => self.carry_out(asked, request),
             Err(error) => Outcome::Reply(error.to_reply()),
         };
@@ -139,6 +140,11 @@ impl Daemon {
             Request::CreateVolume(request) => return self.create_volume(asked, &request),
             Request::RepairVolume(request) => return self.repair_volume(asked, &request),
             Request::RemoveVolume(request) => return self.remove_volume(asked, &request),
+            // Taken before, with the descriptor that belongs to it.
+            Request::ImageImport(request) => return self.ordered_import(asked, request, None),
+            Request::ImageList(_) => Reply::last(&self.told_images()),
+            Request::ImageInspect(request) => return self.inspected_image(&request),
+            Request::ImageRemove(request) => return self.ordered_image_removal(asked, &request),
             Request::GetConfig(_) => Reply::last(&ConfigReply {
                 path: self.config_path.as_ref().map(|path| path.display().to_string()),
                 text: self.config_text.clone(),

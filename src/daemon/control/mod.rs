@@ -2,7 +2,7 @@
 //!
 //! This file owns the socket and the set of connections, with their limits. `client.rs` is one connection, `dispatch.rs`
 //! what a call means, `roles.rs` who may ask, `orders.rs` what goes to the engine and comes back, `answers.rs`,
-//! `inspect.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end. Nothing here blocks, and no
+//! `inspect.rs`, `images.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end. Nothing here blocks, and no
 //! client can make it grow without bound. The loop calls `on_listener`, `on_client`, `on_client_timeout`, `answer` as facts
 //! come, and `flush_clients` at the end of each turn.
 
@@ -10,6 +10,7 @@ mod answers;
 mod client;
 mod dispatch;
 mod follow;
+mod images;
 mod inspect;
 mod orders;
 mod output;
@@ -184,7 +185,7 @@ impl Control {
             match client.task {
                 Task::Idle => {}
                 Task::Events(_) | Task::Logs(_) => client.finish_stream(),
-                Task::Order | Task::Pieces(_) | Task::Shutdown(_) => {
+                Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => {
                     client.task = Task::Idle;
                     client.say(last, now);
                 }
@@ -365,6 +366,9 @@ impl Daemon {
     fn put_back(&mut self, place: u32, mut client: Client) {
         client.adjust_interest(&self.sources);
         if client.is_gone() {
+            if let Task::Import(import, _) = client.task {
+                self.cancel_import(import);
+            }
             return client.end(&mut self.sources);
         }
         if let Some(due) = client.arm() {

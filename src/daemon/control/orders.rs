@@ -150,7 +150,11 @@ impl Daemon {
             | Request::ListVolumes(_)
             | Request::CreateVolume(_)
             | Request::RepairVolume(_)
-            | Request::RemoveVolume(_) => return Error::Refused { reason: "this is no order".into() }.into(),
+            | Request::RemoveVolume(_)
+            | Request::ImageImport(_)
+            | Request::ImageList(_)
+            | Request::ImageInspect(_)
+            | Request::ImageRemove(_) => return Error::Refused { reason: "this is no order".into() }.into(),
         };
         let target = match self.resolve(&wire) {
             Ok(target) => target,

@@ -74,7 +74,11 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::ListVolumes(_)
         | Request::CreateVolume(_)
         | Request::RepairVolume(_)
-        | Request::RemoveVolume(_) => false,
+        | Request::RemoveVolume(_)
+        | Request::ImageImport(_)
+        | Request::ImageList(_)
+        | Request::ImageInspect(_)
+        | Request::ImageRemove(_) => false,
     }
 }
 
@@ -85,7 +89,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 26] = [
+    const TABLE: [(&str, char); 30] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -112,6 +116,10 @@ mod tests {
         ("CreateVolume", 'w'),
         ("RepairVolume", 'a'),
         ("RemoveVolume", 'a'),
+        ("ImageImport", 'a'),
+        ("ImageList", 'o'),
+        ("ImageInspect", 'o'),
+        ("ImageRemove", 'a'),
     ];
 
     /// What a request is about.
@@ -142,6 +150,7 @@ mod tests {
             ("Logs", _) => serde_json::json!({ "worker": target }),
             (_, Object::Web | Object::OneOfWeb | Object::Api) => return None,
             ("GetInterfaceDescription", Object::Every) => serde_json::json!({ "interface": "a.b" }),
+            ("ImageInspect" | "ImageRemove", Object::Every) => serde_json::json!({ "image": "alpine" }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
             ("CreateVolume" | "RepairVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),
             (_, Object::Every) => serde_json::json!({}),
@@ -185,7 +194,7 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (15 + 9 * 4 + 3 + 2), "fifteen verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(seen, 12 * (19 + 9 * 4 + 3 + 2), "nineteen verbs of the daemon, nine of any target, List and Scale");
     }
 
     #[test]

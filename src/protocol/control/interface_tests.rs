@@ -317,6 +317,34 @@ impl Replies<'_> {
     }
 }
 
+fn hold_images(replies: &mut Replies<'_>) {
+    let image = ImageInfo {
+        names: vec!["alpine:latest".into()],
+        digest: format!("sha256:{}", "0".repeat(64)),
+        created: Some("2026-01-01T00:00:00Z".into()),
+        imported: "2026-01-01T00:00:00Z".into(),
+        size_bytes: 1,
+        entries: 1,
+        used_by: vec!["web".into()],
+    };
+    let words = || vec!["x".to_string()];
+    let config = crate::spec::ImageConfig {
+        created: Some("x".into()),
+        entrypoint: words(),
+        cmd: words(),
+        env: words(),
+        working_dir: Some("/".into()),
+        user: Some("0".into()),
+        stop_signal: Some("SIGTERM".into()),
+    };
+    let imported =
+        ImageImportReply { read_bytes: 1, written_bytes: 1, entries: 1, image: Some(image.clone()), notes: words() };
+    replies.hold("ImageImport", &imported);
+    replies.hold("ImageList", &ImageListReply { images: vec![image.clone()] });
+    replies.hold("ImageInspect", &ImageInspectReply { image: image.clone(), config, root: "/x".into() });
+    replies.hold("ImageRemove", &ImageRemoveReply { names: image.names, removed: Some(image.digest) });
+}
+
 #[test]
 fn every_reply_is_as_described() {
     let interface = Reader::new(DESCRIPTION).interface();
@@ -362,6 +390,7 @@ fn every_reply_is_as_described() {
     replies.hold("CreateVolume", &CreateVolumeReply { created: true, path: "/x".into() });
     replies.hold("RepairVolume", &Empty {});
     replies.hold("RemoveVolume", &Empty {});
+    hold_images(&mut replies);
     assert_eq!(replies.left, BTreeSet::new(), "described, but without a type here");
 
     let worker_fields = serde_json::to_value(worker()).unwrap();
@@ -378,8 +407,8 @@ fn every_method_has_a_request_with_the_described_parameters() {
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
-        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "name": "data",
-        "usage": true,
+        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "usage": true,
+        "image": "alpine", "name": "alpine", "default_name": "a/b:c", "replace": true,
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use super::super::service::{self, ServiceError};
 use super::super::varlink::Call;
 use super::{
-    INTERFACE, LAST_DEFAULT, LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, ListVolumesRequest,
-    SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Target, VolumeRequest,
+    INTERFACE, ImageImportRequest, ImageRequest, LAST_DEFAULT, LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT,
+    LOG_LINES_MAX, ListVolumesRequest, SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Target, VolumeRequest,
 };
 use crate::spec::{PoolName, Role};
 
@@ -281,6 +281,14 @@ requests! {
     RepairVolume(VolumeRequest) = INTERFACE Admin,
     /// Remove a volume and all that is in it.
     RemoveVolume(VolumeRequest) = INTERFACE Admin,
+    /// Make an image of an archive: tomorrow's root file system of workers.
+    ImageImport(ImageImportRequest) = INTERFACE Admin,
+    /// The images.
+    ImageList(NoParameters) = INTERFACE Observe,
+    /// All about an image.
+    ImageInspect(ImageRequest) = INTERFACE Observe,
+    /// Take a name from an image, and with the last one the image.
+    ImageRemove(ImageRequest) = INTERFACE Admin,
 }
 
 impl Request {
@@ -349,7 +357,11 @@ impl Request {
             | Self::ListVolumes(_)
             | Self::CreateVolume(_)
             | Self::RepairVolume(_)
-            | Self::RemoveVolume(_) => false,
+            | Self::RemoveVolume(_)
+            | Self::ImageImport(_)
+            | Self::ImageList(_)
+            | Self::ImageInspect(_)
+            | Self::ImageRemove(_) => false,
         }
     }
 
@@ -382,7 +394,11 @@ impl Request {
             | Self::ListVolumes(_)
             | Self::CreateVolume(_)
             | Self::RepairVolume(_)
-            | Self::RemoveVolume(_) => Scope::Daemon,
+            | Self::RemoveVolume(_)
+            | Self::ImageImport(_)
+            | Self::ImageList(_)
+            | Self::ImageInspect(_)
+            | Self::ImageRemove(_) => Scope::Daemon,
         }
     }
 
@@ -417,7 +433,10 @@ impl Request {
             | Self::ListVolumes(_)
             | Self::CreateVolume(_)
             | Self::RepairVolume(_)
-            | Self::RemoveVolume(_) => return Ok(()),
+            | Self::RemoveVolume(_)
+            | Self::ImageImport(_)
+            | Self::ImageList(_) => return Ok(()),
+            Self::ImageInspect(request) | Self::ImageRemove(request) => ("image", request.is_sound()),
             Self::Upgrade(request) => {
                 let absolute = |path: &String| path.starts_with('/') && path.len() <= PATH_BYTES_MAX;
                 ("binary", request.binary.as_ref().is_none_or(absolute))

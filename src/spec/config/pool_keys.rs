@@ -120,8 +120,8 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         variable: "",
         kind: "word or path",
         default: "\"host\"",
-        bounds: Bounds::Prose("host, /path"),
-        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory.",
+        bounds: Bounds::Prose("host, /path, image:NAME"),
+        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory. `image:NAME`: the same on the files of an image that was imported, such as `image:alpine:3.20`.",
         set: |pool, node| {
             pool.spec.root = paths::root(node)?;
             Ok(())

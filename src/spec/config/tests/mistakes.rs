@@ -69,11 +69,11 @@ const OF_A_POOL: &[(&str, &str)] = &[
     ),
     (
         "root = \"srv\"",
-        r#"pool.web.root: found the string "srv"; expected "host" or the absolute path of a root directory"#,
+        r#"pool.web.root: found the string "srv"; expected "host", the absolute path of a root directory, or "image:NAME""#,
     ),
     (
         "root = \"/\"",
-        r#"pool.web.root: found the string "/"; expected "host" or the absolute path of a root directory"#,
+        r#"pool.web.root: found the string "/"; expected "host", the absolute path of a root directory, or "image:NAME""#,
     ),
     (
         "net = \"host\"",
