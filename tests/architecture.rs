@@ -30,6 +30,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             // It packs what it sends.
             "archive::Writer",
             "archive::Meta",
+            "archive::Packed",
             // This program is also the reader of archives, and packs what it sends.
             "archive::main",
             "archive::VERB",
@@ -40,6 +41,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "daemon::Error",
             "daemon::doctor",
             "daemon::help",
+            "daemon::recovery",
         ],
     ),
     ("gateway", &["protocol", "spec", "exit_code"]),

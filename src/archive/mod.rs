@@ -9,6 +9,7 @@ mod entries;
 mod header;
 mod job;
 mod names;
+mod pack;
 mod pax;
 mod reader;
 mod refusal;
@@ -20,6 +21,7 @@ mod write;
 
 pub use entries::{Entries, Entry, EntryKind};
 pub use job::{Done, Job, Report, Task};
+pub use pack::{Pack, Packed};
 pub use reader::main;
 pub use refusal::Refusal;
 pub use start::{Reading, StartError};

@@ -9,6 +9,7 @@ use rustix::fs::syncfs;
 
 use super::confine::confine;
 use super::job::{Delivery, Done, Job, Report, Task, receive_job};
+use super::pack::pack;
 use super::refusal::{Refusal, writing};
 use super::stream::{Count, Counted, Hashed, plain};
 use super::unpack::{Totals, Unpacker, Whiteouts};
@@ -46,6 +47,10 @@ fn complain(operation: &str, errno: rustix::io::Errno) -> u8 {
 }
 
 fn work(job: &Job, archive: OwnedFd, root: OwnedFd, socket: BorrowedFd<'_>) -> Result<Report, Refusal> {
+    if let Task::Pack(wanted) = &job.task {
+        let packed = pack(&root, wanted, File::from(archive), |_| ())?;
+        return Ok(Report::Packed(packed));
+    }
     let (counted, count) = Counted::new(File::from(archive));
     let progress = reporter(socket, count);
     let mut unpacker = Unpacker::new(root, job.limits, progress);

@@ -11,7 +11,7 @@ use super::config;
 use super::error::Error;
 use super::output::Output;
 use crate::protocol::control::{NoParameters, Request, StatusReply};
-use crate::spec::{Config, InstanceName};
+use crate::spec::{Config, DaemonSpec, InstanceName};
 
 /// The variable that names the instance; `--instance` goes before it.
 const INSTANCE: &str = "HALSUP_INSTANCE";
@@ -124,6 +124,17 @@ impl Context {
             return Ok(PathBuf::from(status.state_dir));
         }
         Ok(self.config_or_default()?.daemon.state_dir)
+    }
+
+    /// The settings of the daemon that is meant: its configuration's, with the directories that it says itself if it runs.
+    pub(super) fn daemon_spec(&self) -> Result<DaemonSpec, Error> {
+        let mut spec = self.config_or_default()?.daemon;
+        let told = self.client().and_then(|mut client| client.call(&Request::Status(NoParameters {})));
+        if let Ok(status) = told {
+            let status: StatusReply = status;
+            (spec.state_dir, spec.runtime_dir) = (status.state_dir.into(), status.runtime_dir.into());
+        }
+        Ok(spec)
     }
 
     /// The configuration, or what holds where there is no file and none was named.

@@ -46,6 +46,8 @@ pub(super) enum Error {
     Config { path: Option<PathBuf>, lines: Vec<String> },
     #[error(transparent)]
     Daemon(#[from] crate::daemon::Error),
+    #[error(transparent)]
+    Recovery(#[from] crate::daemon::recovery::Error),
     #[error("start the daemon: {operation}")]
     Spawn { operation: &'static str, source: std::io::Error },
     /// The daemon's own sentence, or the best that is known instead.
@@ -83,6 +85,7 @@ impl Error {
             Self::Unreachable { .. } | Self::Lost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
             Self::FileMissing { .. } | Self::FileMissingYet { .. } => ExitCode::NotFound,
+            Self::Recovery(error) if error.is_missing() => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {
@@ -103,6 +106,7 @@ impl Error {
             | Self::ReadFile { .. }
             | Self::WriteFile { .. }
             | Self::Daemon(_)
+            | Self::Recovery(_)
             | Self::Spawn { .. }
             | Self::StillRuns { .. }
             | Self::Stuck { .. }

@@ -4,6 +4,7 @@
 //! to stderr; an error is printed once, here.
 
 mod audit;
+mod backup;
 mod check;
 mod client;
 mod completions;
@@ -11,6 +12,7 @@ mod config;
 mod context;
 mod daemon;
 mod daemon_reexec;
+mod daemon_reset;
 mod daemon_run;
 mod daemon_start;
 mod daemon_stop;
@@ -18,7 +20,9 @@ mod debug_bundle;
 mod doctor;
 mod error;
 mod events;
+mod gc;
 mod helper;
+mod hold;
 mod human;
 mod image;
 mod image_import;
@@ -42,6 +46,7 @@ mod stopwatch;
 mod table;
 mod up;
 mod volume;
+mod volume_export;
 
 use std::path::PathBuf;
 
@@ -97,6 +102,9 @@ enum Verb {
     Stats(stats::Stats),
     #[command(subcommand)]
     Volume(volume::Verb),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
+    Gc(gc::Gc),
     #[command(subcommand)]
     Audit(audit::Verb),
     Check(check::Check),
@@ -135,6 +143,9 @@ impl Verb {
             Self::Man(verb) => verb.run(context),
             Self::Volume(verb) => verb.run(context),
             Self::Audit(verb) => verb.run(context),
+            Self::Backup(verb) => verb.run(context),
+            Self::Restore(verb) => verb.run(context),
+            Self::Gc(verb) => verb.run(context),
             Self::Helper(verb) => verb.run(context),
         }
     }

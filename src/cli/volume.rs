@@ -6,6 +6,7 @@ use super::context::Context;
 use super::error::Error;
 use super::human;
 use super::table::{pairs, table};
+use super::volume_export;
 use crate::protocol::control::{
     CreateVolumeReply, Empty, ListVolumesReply, ListVolumesRequest, Request, VolumeInfo, VolumeRequest,
 };
@@ -19,6 +20,8 @@ pub(super) enum Verb {
     Inspect(Inspect),
     Repair(Repair),
     Rm(Rm),
+    Export(volume_export::Export),
+    Import(volume_export::Import),
 }
 
 /// Make volumes; one that is there stays as it is.
@@ -69,6 +72,8 @@ impl Verb {
             Self::Inspect(verb) => verb.run(context),
             Self::Repair(verb) => verb.run(context),
             Self::Rm(verb) => verb.run(context),
+            Self::Export(verb) => verb.run(context),
+            Self::Import(verb) => verb.run(context),
         }
     }
 }

@@ -399,6 +399,8 @@ impl Daemon {
                 started: clock::from_msec(birth.started_msec),
             },
         );
+        // Somebody may have held it for a copy when the daemon before this one ended.
+        super::log::best_effort(live.cgroup.thaw(), "it was not frozen");
         live.main_pid = init.main.as_ref().and_then(crate::host::spawn::pid_of);
         live.main = init.main;
         live.phase = if runs { Phase::Running } else { Phase::Starting };

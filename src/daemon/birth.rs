@@ -174,6 +174,7 @@ impl Daemon {
         }
         let mut made = Made::default();
         let Err(error) = self.try_spawn(worker, generation, &mut made) else {
+            self.break_holds_of(worker);
             return self.audit_spawn(worker, generation);
         };
         self.chores.push_back(Chore { of: Some((worker, generation)), cgroup: made.cgroup, ..made.chore });

@@ -105,6 +105,7 @@ impl Daemon {
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
+                Timer::Hold(number) => self.on_hold_timer(number),
                 Timer::Job(number) => self.on_job_timeout(number),
                 Timer::Upgrade => self.on_upgrade_timer(),
                 Timer::Import(number) => self.on_import_timeout(number),
@@ -128,6 +129,7 @@ impl Daemon {
 
     /// Has the engine take all inputs, writes down what it decided, and carries it out.
     pub(super) fn decide(&mut self) {
+        self.beat_for_held();
         for input in std::mem::take(&mut self.inputs) {
             self.engine.handle(input, self.now);
         }

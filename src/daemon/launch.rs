@@ -15,6 +15,7 @@ use super::audit::Audit;
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::holds::Holds;
 use super::images::Images;
 use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
@@ -191,6 +192,7 @@ impl Daemon {
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
         self.end_jobs();
+        self.break_holds("the daemon ends");
         self.audit_stop("workers are ended");
         self.end_imports("the daemon ends");
         if self.leaves {
@@ -478,8 +480,7 @@ fn assemble(
     let_signals_through(handover.as_ref())?;
     // What has a name in the file system comes last, so that a start that fails leaves none.
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
-    let origin = Origin::of(&mut passed, handover.as_mut());
-    let mut control = Control::open(&config.daemon, origin, &mut sources)
+    let mut control = Control::open(&config.daemon, Origin::of(&mut passed, handover.as_mut()), &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
     let (config_text, now) = (config_text(handover.as_ref(), &options), clock::now());
     past.persist.keep_config(&config_text);
@@ -533,6 +534,7 @@ fn assemble(
         watchdog: Watchdog::default(),
         audit,
         jobs: Jobs::default(),
+        holds: Holds::default(),
         holder_search: None,
         reaps: std::process::id() == 1,
         cgroup_lock: None,

@@ -88,6 +88,7 @@ impl Daemon {
     /// Has every worker end.
     pub(super) fn begin_shutdown(&mut self, timeout: Duration) {
         self.state = DaemonState::Stopping;
+        self.break_holds("the daemon ends");
         self.manager.stopping();
         self.catch_up_with_manager();
         // Whoever starts the daemon anew after it was killed in the middle of this wants everything to run again.

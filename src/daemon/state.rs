@@ -13,6 +13,7 @@ use super::audit::Audit;
 use super::control::Control;
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::holds::Holds;
 use super::images::Images;
 use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
@@ -172,6 +173,8 @@ pub(super) struct Daemon {
     pub(super) watchdog: Watchdog,
     /// Who did what.
     pub(super) audit: Audit,
+    /// Workers that stand still for somebody.
+    pub(super) holds: Holds,
     /// Helpers under way.
     pub(super) jobs: Jobs,
     /// When the holder of a port was last searched for.

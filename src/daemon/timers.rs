@@ -40,6 +40,8 @@ pub(super) enum Timer {
     FdStore,
     /// A job has had its time, by its number.
     Job(u64),
+    /// Look at a hold of volumes, by its client's number.
+    Hold(u64),
     /// Accept connections again after descriptors ran out.
     ResumeAccept,
 }

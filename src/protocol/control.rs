@@ -31,7 +31,10 @@ pub use request::{
     ScaleRequest, Scope, SetLogRequest, ShutdownRequest, StatsRequest, TargetRequest, UpgradeRequest,
 };
 pub use target::{Target, TargetError};
-pub use volume::{CreateVolumeReply, ListVolumesReply, ListVolumesRequest, VolumeInfo, VolumeRequest};
+pub use volume::{
+    CreateVolumeReply, HoldVolumesReply, HoldVolumesRequest, ListVolumesReply, ListVolumesRequest, VolumeInfo,
+    VolumeRequest,
+};
 pub use worker::{
     Controllers, DaemonState, Inspection, LimitInfo, Occupancy, PoolInfo, StateCounts, StatusReply, WorkerInfo,
     WorkerState,

@@ -24,6 +24,7 @@ mod doctor;
 #[cfg(target_arch = "x86_64")]
 mod faults;
 mod heartbeats;
+mod holds;
 mod hostile;
 mod images;
 mod input;
@@ -35,6 +36,7 @@ mod orphans;
 mod pid_one;
 mod program;
 mod proofs;
+mod recovery;
 mod reload;
 mod settings;
 mod shortages;

@@ -139,6 +139,7 @@ impl Daemon {
             Request::ListVolumes(request) => return self.list_volumes(asked, &request),
             Request::CreateVolume(request) => return self.create_volume(asked, &request),
             Request::RepairVolume(request) => return self.repair_volume(asked, &request),
+            Request::HoldVolumes(request) => return self.hold_volumes(asked, &request),
             Request::RemoveVolume(request) => return self.remove_volume(asked, &request),
             // Taken before, with the descriptor that belongs to it.
             Request::ImageImport(request) => return self.ordered_import(asked, request, None),

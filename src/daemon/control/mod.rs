@@ -201,6 +201,13 @@ impl Control {
         }
     }
 
+    /// Gives a client that waits a first answer, if it is still there.
+    pub(super) fn say_waiting(&mut self, (place, number): (u32, u64), reply: &Reply, now: Time) {
+        if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
+            client.say(reply, now);
+        }
+    }
+
     /// Takes a connection over from the program before; its place and number.
     pub(super) fn take_over(&mut self, socket: OwnedFd, sources: &mut Sources, now: Time) -> Option<(u32, u64)> {
         let peer = peer_of(&socket).ok()?;
@@ -369,6 +376,7 @@ impl Daemon {
             if let Task::Import(import, _) = client.task {
                 self.cancel_import(import);
             }
+            self.end_hold(client.number);
             return client.end(&mut self.sources);
         }
         if let Some(due) = client.arm() {

@@ -150,6 +150,7 @@ impl Daemon {
             | Request::ListVolumes(_)
             | Request::CreateVolume(_)
             | Request::RepairVolume(_)
+            | Request::HoldVolumes(_)
             | Request::RemoveVolume(_)
             | Request::ImageImport(_)
             | Request::ImageList(_)

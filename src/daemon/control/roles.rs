@@ -74,6 +74,7 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::ListVolumes(_)
         | Request::CreateVolume(_)
         | Request::RepairVolume(_)
+        | Request::HoldVolumes(_)
         | Request::RemoveVolume(_)
         | Request::ImageImport(_)
         | Request::ImageList(_)
@@ -89,7 +90,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 30] = [
+    const TABLE: [(&str, char); 31] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -115,6 +116,7 @@ mod tests {
         ("ListVolumes", 'o'),
         ("CreateVolume", 'w'),
         ("RepairVolume", 'a'),
+        ("HoldVolumes", 'a'),
         ("RemoveVolume", 'a'),
         ("ImageImport", 'a'),
         ("ImageList", 'o'),
@@ -152,10 +154,12 @@ mod tests {
             ("GetInterfaceDescription", Object::Every) => serde_json::json!({ "interface": "a.b" }),
             ("ImageInspect" | "ImageRemove", Object::Every) => serde_json::json!({ "image": "alpine" }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
+            ("HoldVolumes", Object::Every) => serde_json::json!({ "names": [] }),
             ("CreateVolume" | "RepairVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),
             (_, Object::Every) => serde_json::json!({}),
         };
-        let call = serde_json::json!({ "method": format!("{interface}.{method}"), "parameters": parameters });
+        let call =
+            serde_json::json!({ "method": format!("{interface}.{method}"), "parameters": parameters, "more": true });
         Some(Request::decode(Call::decode(call.to_string().as_bytes()).unwrap()).unwrap())
     }
 
@@ -194,7 +198,7 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (19 + 9 * 4 + 3 + 2), "nineteen verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(seen, 12 * (20 + 9 * 4 + 3 + 2), "twenty verbs of the daemon, nine of any target, List and Scale");
     }
 
     #[test]

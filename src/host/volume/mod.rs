@@ -35,7 +35,7 @@ pub const VOLUMES: &str = "volumes";
 /// What workers see of a volume.
 pub const DATA: &str = "data";
 /// What is known of a volume.
-const METADATA: &str = "volume.json";
+pub const METADATA: &str = "volume.json";
 /// As many volumes as there may be.
 pub const COUNT_MAX: usize = 256;
 /// More than a metadata file ever has, in bytes.
@@ -171,15 +171,15 @@ impl Store {
         self.discard(unfinished);
         mkdirat(&self.dir, unfinished, Mode::RWXU)?;
         let dir = openat(&self.dir, unfinished, DIRECTORY, Mode::empty())?;
-        mkdirat(&dir, DATA, Mode::RWXU)?;
-        let data = openat(&dir, DATA, DIRECTORY, Mode::empty())?;
-        // Whatever the umask says: who may enter is decided by who has the volume.
-        fchmod(&data, Mode::from_raw_mode(0o755))?;
-        let metadata = Metadata { created_at: humantime::format_rfc3339_seconds(now).to_string() };
-        let text = serde_json::to_vec(&metadata).unwrap_or_default();
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&dir, METADATA, flags, Mode::RUSR | Mode::WUSR)?;
-        rustix::io::retry_on_intr(|| rustix::io::write(&file, &text)).map(|_| ())
+        furnish(dir.as_fd(), now).map(drop)
+    }
+
+    /// Makes an empty directory what a volume is; its data.
+    ///
+    /// # Errors
+    /// [`VolumeError::Store`].
+    pub fn furnish(&self, dir: BorrowedFd<'_>, now: SystemTime) -> Result<OwnedFd, VolumeError> {
+        furnish(dir, now).map_err(VolumeError::store("write to"))
     }
 
     /// Removes what [`Self::build`] makes, which nobody has put anything into.
@@ -304,6 +304,19 @@ impl Store {
     pub fn room(&self) -> Result<Room, VolumeError> {
         fstatvfs(&self.dir).map(|stat| room_of(&stat)).map_err(VolumeError::store("look at"))
     }
+}
+
+fn furnish(dir: BorrowedFd<'_>, now: SystemTime) -> Result<OwnedFd, Errno> {
+    mkdirat(dir, DATA, Mode::RWXU)?;
+    let data = openat(dir, DATA, DIRECTORY, Mode::empty())?;
+    // Whatever the umask says: who may enter is decided by who has the volume.
+    fchmod(&data, Mode::from_raw_mode(0o755))?;
+    let metadata = Metadata { created_at: humantime::format_rfc3339_seconds(now).to_string() };
+    let text = serde_json::to_vec(&metadata).unwrap_or_default();
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(dir, METADATA, flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::io::retry_on_intr(|| rustix::io::write(&file, &text))?;
+    Ok(data)
 }
 
 /// Room on the file system of a directory, or of the nearest one above it that is there.

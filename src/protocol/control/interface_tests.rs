@@ -389,6 +389,7 @@ fn every_reply_is_as_described() {
     replies.hold("ListVolumes", &room);
     replies.hold("CreateVolume", &CreateVolumeReply { created: true, path: "/x".into() });
     replies.hold("RepairVolume", &Empty {});
+    replies.hold("HoldVolumes", &HoldVolumesReply { held: 1, cgroups: names() });
     replies.hold("RemoveVolume", &Empty {});
     hold_images(&mut replies);
     assert_eq!(replies.left, BTreeSet::new(), "described, but without a type here");
@@ -407,13 +408,16 @@ fn every_method_has_a_request_with_the_described_parameters() {
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
-        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "usage": true,
-        "image": "alpine", "name": "alpine", "default_name": "a/b:c", "replace": true,
+        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "usage": true, "names": ["data"],
+        "image": "alpine", "name": "data", "default_name": "a/b:c", "replace": true,
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };
-        let parameters: serde_json::Map<_, _> =
+        let mut parameters: serde_json::Map<_, _> =
             fields.keys().map(|field| (field.clone(), full[field].clone())).collect();
+        if method.starts_with("Image") && parameters.contains_key("name") {
+            parameters.insert("name".into(), "alpine:latest".into());
+        }
         interface.check(method, &Value::Object(parameters.clone()), &interface.methods[method].0);
         let call = |parameters| super::super::varlink::Call {
             method: format!("{INTERFACE}.{method}"),

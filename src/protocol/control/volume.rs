@@ -25,6 +25,31 @@ pub struct VolumeRequest {
     pub name: VolumeName,
 }
 
+/// Parameters of `HoldVolumes`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldVolumesRequest {
+    /// Which; none is all.
+    pub names: Vec<String>,
+}
+
+impl HoldVolumesRequest {
+    /// Whether all names are of the grammar, and not too many.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.names.len() <= 256 && self.names.iter().all(|name| VolumeName::parse(name).is_ok())
+    }
+}
+
+/// The answer of `HoldVolumes`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldVolumesReply {
+    /// How many workers stand still.
+    pub held: u32,
+    /// Their cgroups, by absolute path.
+    pub cgroups: Vec<String>,
+}
+
 /// One volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeInfo {

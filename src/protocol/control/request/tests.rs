@@ -44,6 +44,7 @@ fn one_of_each() -> Vec<Request> {
         Request::ListVolumes(ListVolumesRequest { name: Some(volume()), usage: Some(true) }),
         Request::CreateVolume(VolumeRequest { name: volume() }),
         Request::RepairVolume(VolumeRequest { name: volume() }),
+        Request::HoldVolumes(HoldVolumesRequest { names: vec!["hal9000-chromadb".into()] }),
         Request::RemoveVolume(VolumeRequest { name: volume() }),
         Request::ImageImport(ImageImportRequest {
             name: ImageName::parse("alpine").ok(),
@@ -62,7 +63,7 @@ fn every_request_survives_the_way_there_and_back() {
     let methods: Vec<_> = requests.iter().map(Request::method).collect();
     assert_eq!(methods, Request::METHODS, "one of each, in order");
     for request in requests {
-        let frame = request.to_call().encode();
+        let frame = Call { more: true, ..request.to_call() }.encode();
         let call = Call::decode(&frame[..frame.len() - 1]).unwrap();
         assert_eq!(Request::decode(call).unwrap(), request);
     }
@@ -132,6 +133,7 @@ fn what_changes_something_needs_more_than_observe() {
             "SetLog",
             "GetConfig",
             "RepairVolume",
+            "HoldVolumes",
             "RemoveVolume",
             "ImageImport",
             "ImageRemove",
