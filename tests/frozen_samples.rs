@@ -46,7 +46,7 @@ fn what_version_0_1_0_left_is_understood() {
     assert_eq!(phase("waits", 0), Some(Phase::Waiting));
     assert_eq!(phase("one", 0), Some(Phase::Running));
     assert_eq!(past.workers.len(), 7);
-    assert_eq!(past.pools[&pool("web")].wanted, 3);
+    assert_eq!(past.pools[&pool("web")].record.wanted, 3);
     let restarted = &past.workers[&(pool("web"), 2)];
     assert_eq!((restarted.restarts, restarted.recent.len()), (1, 1));
     let causes: Vec<String> = past.certificates.iter().map(|certificate| certificate.cause.to_string()).collect();

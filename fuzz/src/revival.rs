@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use halsup::daemon::past::Past;
-use halsup::engine::{CallId, Change, Effect, Ended, Engine, Fate, Input, Target, Time};
+use halsup::engine::{CallId, Change, Effect, Ended, Engine, Fate, Input, PoolRecord, Target, Time};
 use halsup::spec::{
-    Generation, Heartbeat, HeartbeatSource, PoolId, PoolName, PoolPolicy, Restart, Size, Startup, Stop, WorkerId,
+    ClaimPolicy, Generation, Heartbeat, HeartbeatSource, PoolId, PoolName, PoolPolicy, Restart, Size, Startup, Stop,
+    WorkerId,
 };
 
 /// Places of a pool that are taken over; more only take longer.
@@ -76,6 +77,8 @@ impl Chance {
             },
             heartbeat: (self.below(2) == 0).then_some(heartbeat),
             stop: Stop { signal: 15, grace: self.millis(5_000), kill_timeout: self.millis(3_000) },
+            claims: (self.below(3) == 0)
+                .then(|| ClaimPolicy { idle_timeout: self.millis(10_000), sessions_max: self.small(8).max(1) }),
         }
     }
 }
@@ -160,9 +163,10 @@ impl Revival {
                 records.push((slot, record.clone(), fate));
             }
             self.places += records.len() + 16;
-            let wanted = past.pools.get(name).map_or(self.chance.small(12), |pool| pool.wanted);
+            let made_up = PoolRecord { wanted: self.chance.small(12), paused: self.chance.below(8) == 0 };
+            let was = past.pools.get(name).map_or(made_up, |pool| pool.record);
             let policy = Box::new(self.chance.policy());
-            self.engine.handle(Input::PoolRestored(id, policy, wanted, records), self.now);
+            self.engine.handle(Input::PoolRestored(id, policy, was, records), self.now);
         }
     }
 
@@ -263,7 +267,8 @@ impl Revival {
                 assert!(!self.finished, "finished twice");
                 self.finished = true;
             }
-            Effect::Signal(..) | Effect::Kill(..) | Effect::StateChanged(..) | Effect::Forget(_) => {}
+            Effect::Signal(..) | Effect::Kill(..) | Effect::StateChanged(..) | Effect::Forget(_) | Effect::Bind(..) => {
+            }
         }
     }
 }

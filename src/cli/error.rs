@@ -33,6 +33,12 @@ pub(super) enum Error {
     Incomplete { what: String, achieved: u32, wanted: u32, failures: Vec<Failure> },
     #[error("{reason}")]
     Usage { reason: String },
+    #[error("Session not found: {name}; `halsup pool list` shows those that there are")]
+    NoSession { name: String },
+    #[error("directory {} does not exist", path.display())]
+    NoDirectory { path: PathBuf },
+    #[error("{reason}")]
+    NoClaims { reason: String },
     #[error("configuration {} does not exist: name one with --config, or write it", path.display())]
     FileMissing { path: PathBuf },
     #[error("{} does not exist: it is written when a daemon first runs", path.display())]
@@ -84,7 +90,10 @@ impl Error {
             Self::OutputClosed => ExitCode::Done,
             Self::Unreachable { .. } | Self::Lost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
-            Self::FileMissing { .. } | Self::FileMissingYet { .. } => ExitCode::NotFound,
+            Self::FileMissing { .. }
+            | Self::FileMissingYet { .. }
+            | Self::NoSession { .. }
+            | Self::NoDirectory { .. } => ExitCode::NotFound,
             Self::Recovery(error) if error.is_missing() => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
@@ -100,6 +109,7 @@ impl Error {
             },
             Self::Denied { .. }
             | Self::Connect { .. }
+            | Self::NoClaims { .. }
             | Self::Call { .. }
             | Self::Answer { .. }
             | Self::Incomplete { .. }

@@ -6,6 +6,8 @@
 mod audit;
 mod backup;
 mod check;
+mod claim;
+mod claim_options;
 mod client;
 mod completions;
 mod config;
@@ -34,10 +36,14 @@ mod man;
 mod notify;
 mod order;
 mod output;
+mod pool;
 mod ps;
+mod release;
 mod reset;
 mod restart;
 mod scale;
+mod session;
+mod spawn;
 mod start;
 mod stats;
 mod status;
@@ -93,6 +99,12 @@ enum Verb {
     Restart(restart::Restart),
     Kill(kill::Kill),
     Scale(scale::Scale),
+    Spawn(Box<spawn::Spawn>),
+    Claim(Box<claim::Claim>),
+    Release(release::Release),
+    /// Look after the warm workers of a pool that can be claimed.
+    #[command(subcommand)]
+    Pool(pool::Verb),
     Reset(reset::Reset),
     /// Import, list and remove images, the root file systems of workers.
     #[command(subcommand)]
@@ -130,6 +142,10 @@ impl Verb {
             Self::Restart(verb) => verb.run(context),
             Self::Kill(verb) => verb.run(context),
             Self::Scale(verb) => verb.run(context),
+            Self::Spawn(verb) => verb.run(context),
+            Self::Claim(verb) => verb.run(context),
+            Self::Release(verb) => verb.run(context),
+            Self::Pool(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
             Self::Image(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),

@@ -168,6 +168,7 @@ fn worker(name: &str, state: WorkerState) -> WorkerInfo {
         last_exit: None,
         limits_enforced: true,
         limits_reason: None,
+        session: None,
     }
 }
 
@@ -200,7 +201,7 @@ chroma  unhealthy (2 missed)   -     -           -     3m12s  0         -
 #[test]
 fn status_says_what_is_not_enforced() {
     let counts = StateCounts { healthy: 2, crashed: 1, ..StateCounts::default() };
-    let pool = PoolInfo { name: "web".into(), service: false, min: 3, max: 3, wanted: 3, counts };
+    let pool = PoolInfo { name: "web".into(), service: false, min: 3, max: 3, wanted: 3, claims: None, counts };
     let status = StatusReply {
         version: "0.1.0".into(),
         protocol: 1,

@@ -15,9 +15,10 @@ use super::live::{Evidence, Live, Particulars, Phase};
 use super::past::{BirthRecord, Past, PastPool};
 use super::pool::listen_text;
 use super::reload::Change;
+use super::session::Session;
 use super::state::{Chore, Daemon};
 use super::{Error, clock};
-use crate::engine::{self, Ended, Fate, Input, Time, WorkerRecord};
+use crate::engine::{self, Ended, Fate, Input, PoolRecord, Time, WorkerRecord};
 use crate::host::adopt::{AdoptError, Adopted};
 use crate::host::cgroup::{CgroupRoot, FoundWorker, WorkerCgroup};
 use crate::host::ledger::Ledger;
@@ -174,6 +175,8 @@ pub(super) struct Settled {
     pub(super) evidence: Option<Evidence>,
     /// Its program never ran.
     pub(super) failed: bool,
+    /// Who had it.
+    pub(super) session: Option<Session>,
 }
 
 /// Finds out what has become of each worker of a pool that was written down or found. Workers that were not to outlive
@@ -189,6 +192,7 @@ pub(super) fn settle(spec: &PoolSpec, past: &Past, left: &mut Left, now: Time, s
     for slot in slots {
         let mut record = past.workers.get(&(name.clone(), slot)).cloned();
         let mut found = left.found.remove(&(name.clone(), slot));
+        let session = past.sessions.get(&(name.clone(), slot)).cloned();
         if past.ending {
             // The order to end everything is carried out; who starts a daemon after that wants everything to begin.
             record = record.filter(WorkerRecord::had_processes).map(WorkerRecord::to_begin_again);
@@ -201,14 +205,14 @@ pub(super) fn settle(spec: &PoolSpec, past: &Past, left: &mut Left, now: Time, s
         }
         settled.push(match (record, found) {
             (Some(record), Some(worker)) if record.generation == Some(worker.birth.generation) => {
-                Settled { slot, record, fate: Fate::Lives, found: Some(worker), evidence: None, failed: false }
+                Settled { slot, record, fate: Fate::Lives, found: Some(worker), evidence: None, failed: false, session }
             }
             // What was written down is older than what runs, or nothing was.
             (record, Some(worker)) => {
                 let record = assumed(spec, &worker, record, now);
-                Settled { slot, record, fate: Fate::Lives, found: Some(worker), evidence: None, failed: false }
+                Settled { slot, record, fate: Fate::Lives, found: Some(worker), evidence: None, failed: false, session }
             }
-            (Some(record), None) => ended(slot, record, left, at_once, past.ending),
+            (Some(record), None) => Settled { session, ..ended(slot, record, left, at_once, past.ending) },
             (None, None) => continue,
         });
     }
@@ -227,7 +231,9 @@ fn assumed(spec: &PoolSpec, worker: &Found, older: Option<WorkerRecord>, now: Ti
         (Some(_), true) => engine::Phase::Running,
         (Some(_), false) => engine::Phase::Starting,
     };
-    WorkerRecord::assumed(worker.birth.generation, phase, older, now)
+    // What runs in one that waits to be claimed is somebody's.
+    let leased = spec.policy.claims.is_some() && worker.init.main.is_some();
+    WorkerRecord { leased, ..WorkerRecord::assumed(worker.birth.generation, phase, older, now) }
 }
 
 /// What became of a worker that is there no more.
@@ -287,7 +293,7 @@ fn ended(slot: u32, record: WorkerRecord, left: &Left, at_once: bool, ending: bo
             evidence.note = Some(ENDED_ALONE.to_owned());
         }
     }
-    Settled { slot, record, fate, found: None, evidence: Some(evidence), failed }
+    Settled { slot, record, fate, found: None, evidence: Some(evidence), failed, session: None }
 }
 
 /// Removes the sockets that workers have from the daemon before and that no pool is to listen on any more.
@@ -313,27 +319,30 @@ impl Daemon {
     fn begin_pool(&mut self, change: Change, settled: Vec<Settled>, past: Option<PastPool>) {
         let size = change.spec.policy.size;
         // A size that an operator has set holds as long as the configuration says what it said then.
-        let wanted = past.filter(|past| past.size == (size.min, size.max)).map(|past| past.wanted);
-        if wanted.is_none() && settled.is_empty() {
+        let known = past.filter(|past| past.size == (size.min, size.max)).map(|past| past.record);
+        if known.is_none() && settled.is_empty() {
             return self.define(change);
         }
         let id = self.add_pool(change);
-        self.restore_pool(id, wanted.unwrap_or(size.min), settled);
+        let anew = PoolRecord { wanted: size.min, ..PoolRecord::default() };
+        self.restore_pool(id, known.unwrap_or(anew), settled);
     }
 
     /// Restores a pool and watches those of its workers that live.
-    fn restore_pool(&mut self, id: PoolId, wanted: u32, settled: Vec<Settled>) {
+    fn restore_pool(&mut self, id: PoolId, was: PoolRecord, settled: Vec<Settled>) {
         let Some(pool) = self.pools.get(&id) else { return };
         let policy = Box::new(pool.spec.policy.clone());
         let settled: Vec<Settled> = settled.into_iter().map(|one| self.ask_store(one)).collect();
         let records = settled.iter().map(|one| (one.slot, one.record.clone(), one.fate)).collect();
-        self.inputs.push(Input::PoolRestored(id, policy, wanted, records));
+        self.inputs.push(Input::PoolRestored(id, policy, was, records));
         for one in settled {
             let worker = WorkerId { pool: id, slot: one.slot };
             let generation = Generation(one.record.generation.unwrap_or(0));
             if let Some(evidence) = one.evidence {
                 self.evidence.insert((worker, generation), evidence);
             }
+            let known = one.session.filter(|_| one.record.leased);
+            self.take_session_over(worker, generation, known, one.record.leased && one.found.is_some());
             match one.found {
                 Some(found) => self.take_over(worker, found, one.record.phase),
                 None if one.failed => self.inputs.push(Input::SpawnFailed(worker, generation)),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mio::Interest;
 
+use super::bind::WINDOW;
 use super::ends::{Ends, ends, give, make_dir};
 use super::environment::{self, WORK_DIR};
 use super::live::{Evidence, Live, Watched};
@@ -21,7 +22,7 @@ use super::timers::Timer;
 use crate::engine::{Input, Time};
 use crate::host::cgroup::{CgroupError, Enforcement, WorkerCgroup};
 use crate::host::identity::{IdentityError, MAPPED_RANGE, user_namespace};
-use crate::host::init_image::{ImageError, Start, start_image};
+use crate::host::init_image::{Begins, ImageError, Start, start_image};
 use crate::host::ledger::LedgerError;
 use crate::host::logfile::{LogFile, LogFileError, Stream};
 use crate::host::port;
@@ -461,8 +462,18 @@ fn image(
         ledger_at,
         generation: record.generation,
         record: &written,
+        begins: begins(pool),
     };
     Ok(start_image(&start)?)
+}
+
+/// A worker that can be claimed waits for that.
+fn begins(pool: &Pool) -> Begins {
+    match (pool.spec.policy.claims, pool.spec.terminal) {
+        (Some(_), _) => Begins::Parked,
+        (None, true) => Begins::Terminal(WINDOW),
+        (None, false) => Begins::Program,
+    }
 }
 
 struct PlanFds {

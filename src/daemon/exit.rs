@@ -80,11 +80,19 @@ impl Daemon {
         self.evidence.insert((worker, generation), evidence);
         self.end_probes(worker);
         self.end_ready_file(worker);
+        self.tell_claim_of_end(worker);
         if was_running {
             self.inputs.push(Input::Exited(worker, generation, ended));
         }
         self.forget_pidfd(generation);
         self.empty(worker, generation);
+    }
+
+    /// Whoever has just claimed it, and has not been answered, hears that it ended instead.
+    fn tell_claim_of_end(&mut self, worker: WorkerId) {
+        let failure = self.live.get(&worker).and_then(|live| live.start_failure.as_ref());
+        let cause = failure.map_or_else(|| "its worker has just ended".to_owned(), |failure| failure.text.clone());
+        self.claim_failed(worker, &cause);
     }
 
     /// How a worker ended that another daemon started, so that somebody else waits for it: its init has said so, or the

@@ -455,11 +455,13 @@ fn shared(
     Ok((audit, shared, images))
 }
 
-/// The text of the configuration in force.
-fn config_text(handover: Option<&Handover>, options: &RunOptions) -> String {
+/// The text of the configuration in force, which is kept for a later daemon.
+fn config_text(handover: Option<&Handover>, options: &RunOptions, persist: &mut super::persist::Persist) -> String {
     let read = |path| std::fs::read_to_string(path).ok();
     let handed = handover.and_then(Handover::config).map(str::to_owned);
-    handed.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default()
+    let text = handed.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
+    persist.keep_config(&text);
+    text
 }
 
 /// The program before this one has blocked them until somebody listens.
@@ -482,8 +484,7 @@ fn assemble(
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
     let mut control = Control::open(&config.daemon, Origin::of(&mut passed, handover.as_mut()), &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
-    let (config_text, now) = (config_text(handover.as_ref(), &options), clock::now());
-    past.persist.keep_config(&config_text);
+    let (config_text, now) = (config_text(handover.as_ref(), &options, &mut past.persist), clock::now());
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
@@ -512,6 +513,7 @@ fn assemble(
         last_exit: BTreeMap::new(),
         own_files,
         persist: found.persist,
+        sessions: super::session::Sessions::default(),
         written: BTreeMap::new(),
         certificates: found.certificates,
         logs: BTreeMap::new(),

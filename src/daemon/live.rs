@@ -75,6 +75,8 @@ pub(super) struct Live {
     pub(super) stderr: Option<Watched>,
     pub(super) notify: Option<Watched>,
     pub(super) channel: Option<Watched>,
+    /// The master end of its program's terminal.
+    pub(super) terminal: Option<OwnedFd>,
     pub(super) cgroup: WorkerCgroup,
     /// Watch on `cgroup.events`, only while it is waited for emptiness.
     pub(super) cgroup_events: Option<Token>,
@@ -140,6 +142,7 @@ impl Live {
             stderr: None,
             notify: None,
             channel: None,
+            terminal: None,
             cgroup,
             cgroup_events: None,
             removals: 0,

@@ -6,6 +6,7 @@
 
 mod adopt;
 mod audit;
+mod bind;
 mod birth;
 mod chores;
 mod clock;
@@ -40,6 +41,7 @@ mod recover;
 pub mod recovery;
 mod reload;
 mod reports;
+mod session;
 mod signals;
 mod sources;
 mod state;

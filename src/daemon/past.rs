@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::session::{Session, session_key};
 use super::state::{Freed, Place};
-use crate::engine::WorkerRecord;
+use crate::engine::{PoolRecord, WorkerRecord};
 use crate::host::state_file::Loaded;
-use crate::protocol::control::DeathCertificate;
+use crate::protocol::control::{DeathCertificate, is_session_name};
 use crate::protocol::escape;
 use crate::spec::{InstanceName, PoolName};
 
@@ -32,8 +33,8 @@ const NAME_BYTES_MAX: usize = 255;
 /// A pool as it was written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PastPool {
-    /// How many places it is to have.
-    pub wanted: u32,
+    /// How it was.
+    pub record: PoolRecord,
     /// The smallest and largest size that its policy allowed.
     pub size: (u32, u32),
 }
@@ -45,6 +46,8 @@ pub struct Past {
     pub pools: BTreeMap<PoolName, PastPool>,
     /// Every place of a pool, if the machine has not booted since.
     pub workers: BTreeMap<(PoolName, u32), WorkerRecord>,
+    /// Sessions by place, if the machine has not booted since.
+    pub(super) sessions: BTreeMap<(PoolName, u32), Session>,
     /// The text of its configuration.
     pub config: Option<String>,
     /// Its latest death certificates, oldest first.
@@ -126,7 +129,8 @@ impl Past {
                     && same_boot
                     && !self.ending
                 {
-                    self.pools.insert(name, PastPool { wanted, size: (min, max) });
+                    let paused = value.get("paused") == Some(&Value::Bool(true));
+                    self.pools.insert(name, PastPool { record: PoolRecord { wanted, paused }, size: (min, max) });
                 }
             }
             ["worker", name, slot] => {
@@ -147,6 +151,18 @@ impl Past {
                 self.generation = self.generation.max(generation);
                 if same_boot {
                     self.workers.insert((name, slot), record);
+                }
+            }
+            ["session", name, slot] => {
+                let session = serde_json::from_value::<Session>(value);
+                let (Ok(name), Ok(slot), Ok(session)) = (PoolName::parse(name), slot.parse(), session) else {
+                    return self.complain(key, "is not one");
+                };
+                if session_key(&name, slot) != key || !is_session_name(&session.name) {
+                    return self.complain(key, "is not as a key or a session is written");
+                }
+                if same_boot {
+                    self.sessions.insert((name, slot), session);
                 }
             }
             // Of a later build with the same layout: not ours to understand.
@@ -250,7 +266,7 @@ mod tests {
         let known = past("now", &records);
         let web = PoolName::parse("web").unwrap();
         assert_eq!(known.workers[&(web.clone(), 0)].phase, Phase::Running);
-        assert_eq!(known.pools[&web], PastPool { wanted: 2, size: (1, 3) });
+        assert_eq!(known.pools[&web], PastPool { record: PoolRecord { wanted: 2, paused: false }, size: (1, 3) });
         let later = past("later", &records);
         assert!(later.workers.is_empty() && later.pools.is_empty());
         assert_eq!([known.generation, later.generation, past("now", &[]).generation], [41, 41, 40]);

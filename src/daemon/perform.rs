@@ -26,6 +26,7 @@ impl Daemon {
                     self.ping(worker);
                 }
             }
+            Effect::Bind(worker, generation, call, origin) => self.bind(worker, generation, call, origin),
             Effect::StateChanged(worker, state) => self.state_changed(worker, state),
             Effect::Certify(worker, generation, _) => self.certify(worker, generation),
             Effect::Forget(worker) => self.forget(worker),
@@ -88,12 +89,14 @@ impl Daemon {
         }
         let known = self.evidence.remove(&(worker, generation)).unwrap_or_default();
         let cause = match cause {
+            EngineCause::Itself(Ended::Unknown) if known.start_failure.is_some() => Cause::StartFailed,
             EngineCause::Itself(Ended::Unknown) => known.status.unwrap_or(Cause::Unknown),
             EngineCause::Itself(ended) => cause_of(ended),
             EngineCause::Heartbeat => Cause::Heartbeat,
             EngineCause::ReadyTimeout | EngineCause::StartFailed => Cause::StartFailed,
             EngineCause::Requested => Cause::Requested,
             EngineCause::Shutdown => Cause::Shutdown,
+            EngineCause::Released => Cause::Released,
         };
         let asked_by = if cause == Cause::Requested { self.asked_by.get(&worker).cloned() } else { None };
         let certificate = self.certificate(worker, generation, cause, known, asked_by);
@@ -149,6 +152,7 @@ impl Daemon {
     }
 
     fn forget(&mut self, worker: WorkerId) {
+        self.end_session(worker);
         self.forget_limits(worker);
         self.asked_by.remove(&worker);
         self.last_exit.remove(&worker);

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::birth::chain;
 use super::clock;
 use super::past::{FORMAT, Past, pool_key, worker_key};
+use super::session::Session;
 use super::state::Daemon;
 use super::timers::Timer;
 use crate::engine::{Change, WorkerRecord};
@@ -87,6 +88,16 @@ impl Persist {
         self.state.put("daemon", &self.header);
     }
 
+    /// Keeps a session, or lets go of it.
+    pub(super) fn keep_session(&mut self, key: &str, session: Option<&Session>) {
+        match session.map(serde_json::to_value) {
+            Some(Ok(value)) => self.state.put(key, &value),
+            // Nothing in a session can fail to be JSON.
+            Some(Err(error)) => tracing::error!(target: "state", %error, "write {key}"),
+            None => self.state.remove(key),
+        }
+    }
+
     /// Says that everything is being ended by order.
     pub(super) fn keep_ending(&mut self) {
         if let Some(header) = self.header.as_object_mut() {
@@ -126,13 +137,15 @@ impl Daemon {
         for change in changes {
             match change {
                 Change::Worker(worker, record) => self.write_worker(worker, record.as_deref()),
-                Change::Pool(id, wanted) => {
+                Change::Pool(id, record) => {
                     let Some(pool) = self.pools.get(&id) else { continue };
                     let key = pool_key(&pool.spec.name);
                     let size = pool.spec.policy.size;
-                    match wanted {
-                        Some(wanted) => {
-                            self.persist.state.put(&key, &json!({ "wanted": wanted, "min": size.min, "max": size.max }))
+                    match record {
+                        Some(record) => {
+                            let (wanted, paused) = (record.wanted, record.paused);
+                            let value = json!({ "wanted": wanted, "paused": paused, "min": size.min, "max": size.max });
+                            self.persist.state.put(&key, &value);
                         }
                         None => self.persist.state.remove(&key),
                     }
@@ -161,6 +174,13 @@ impl Daemon {
         match serde_json::to_value(certificate) {
             Ok(value) => self.persist.certificates.add(&certificate.worker, &value),
             Err(error) => tracing::error!(target: "state", %error, "write the certificate of {}", certificate.worker),
+        }
+    }
+
+    /// Writes what was changed while effects are carried out.
+    pub(super) fn write_state_now(&mut self) {
+        if !self.persist.retries {
+            self.write_state_again();
         }
     }
 

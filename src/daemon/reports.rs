@@ -16,7 +16,7 @@ use crate::engine::Input;
 use crate::host::logfile::Stream;
 use crate::host::spawn::{Gone, pid_of, program_failed};
 use crate::protocol::channel::{self, FromWorker, ToWorker};
-use crate::protocol::init::{Report, kind};
+use crate::protocol::init::{MAIN, Report, kind};
 use crate::protocol::notify::{self, Notification, Watchdog};
 use crate::spec::{HeartbeatSource, Ready, WorkerId};
 
@@ -87,12 +87,30 @@ impl Daemon {
                 self.inputs.push(Input::Spawned(worker, generation));
                 self.await_ready(worker);
             }
+            kind::PARKED if live.phase == Phase::Starting => {
+                live.phase = Phase::Running;
+                let generation = live.generation;
+                self.inputs.push(Input::Spawned(worker, generation));
+            }
+            // It was heard before.
+            kind::PARKED => {}
+            kind::TERMINAL if report.a == MAIN => live.terminal = passed,
+            // The program of a claim.
+            kind::STARTED if report.a == MAIN && live.main.is_none() => {
+                live.main_pid = passed.as_ref().and_then(pid_of);
+                live.main = passed;
+                let (generation, pid) = (live.generation, live.main_pid);
+                self.claim_is_done(worker, generation, pid);
+            }
             // Said to the daemon before this one, which was killed before it heard; its pidfd was found without it.
             kind::STARTED => {}
-            kind::NOT_STARTED => {
-                let program = self.pools.get(&live.pool).and_then(|pool| pool.spec.command.first());
+            kind::NOT_STARTED if report.c == MAIN => {
+                let of_pool = self.pools.get(&live.pool).map(|pool| &pool.spec.command);
+                let of_session = self.sessions.of(worker).map(|session| &session.command);
+                let program = of_session.or(of_pool).and_then(|command| command.first());
                 let program = program.map_or("", String::as_str);
-                let error = program_failed(report, program, super::environment::WORK_DIR);
+                let cwd = self.sessions.of(worker).and_then(|session| session.cwd.as_deref());
+                let error = program_failed(report, program, cwd.unwrap_or(super::environment::WORK_DIR));
                 live.start_failure = Some(start_failure("exec", &error));
             }
             kind::MAIN_EXITED => live.main_exit = Some(*report),

@@ -25,6 +25,7 @@ use super::persist::Persist;
 use super::pool::Pool;
 use super::probe::Probes;
 use super::ready_file::ReadyFiles;
+use super::session::Sessions;
 use super::signals::Signals;
 use super::sources::Sources;
 use super::timers::Timers;
@@ -144,6 +145,8 @@ pub(super) struct Daemon {
     pub(super) persist: Persist,
     /// Certificates that are written down and not told yet.
     pub(super) written: BTreeMap<(WorkerId, Generation), DeathCertificate>,
+    /// Who has which worker.
+    pub(super) sessions: Sessions,
     /// Latest certificates, bounded, oldest first.
     pub(super) certificates: VecDeque<DeathCertificate>,
     /// The logs of live generations.

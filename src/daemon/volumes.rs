@@ -12,7 +12,7 @@ use super::clock;
 use super::control::{Asked, Outcome};
 use super::jobs::{Job, JobKind};
 use super::state::Daemon;
-use crate::host::identity::root_as;
+use crate::host::identity::{HostUser, owner_namespace};
 use crate::host::spawn::ExtraMount;
 use crate::host::volume::{Mapped, Store, VolumeError, tree};
 use crate::protocol::control::{
@@ -27,7 +27,9 @@ pub(super) fn mounts(store: &Store, wanted: &[VolumeMount], ids: &Ids) -> Result
         return Ok(Vec::new());
     }
     let own = match &ids.userns {
-        None if ids.uid != 0 => Some(root_as(ids.uid, ids.gid)?),
+        None if ids.uid != 0 => {
+            Some(owner_namespace(HostUser { uid: 0, gid: 0 }, HostUser { uid: ids.uid, gid: ids.gid })?)
+        }
         Some(_) | None => None,
     };
     let mapped = match (&ids.userns, &own) {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::calls::{Ask, Calls, Wish};
+use super::claims::{Account, Lease};
 use super::orders::count;
 use super::pool::{Admission, Pool};
 use super::restart::Random;
@@ -14,7 +15,7 @@ use super::shutdown::Shutdown;
 use super::step::{After, Event, Phase};
 use super::timers::{Key, Timers};
 use super::worker::{Context, News, Worker};
-use super::{Answer, CallId, Cause, Change, Effect, Input, Time, WorkerView};
+use super::{Answer, CallId, Cause, Change, Effect, Input, Origin, PoolRecord, Time, WorkerView};
 use crate::spec::{Generation, PoolId, WorkerId};
 
 /// Decides what to do next about every pool and worker; see the module.
@@ -66,7 +67,7 @@ impl Engine {
     pub fn handle(&mut self, input: Input, now: Time) {
         match input {
             Input::PoolDefined(pool, policy) => self.define(pool, *policy, now),
-            Input::PoolRestored(pool, policy, wanted, workers) => self.restore(pool, *policy, wanted, workers, now),
+            Input::PoolRestored(pool, policy, was, workers) => self.restore(pool, *policy, was, workers, now),
             Input::AwaitRequested(call, target) => self.await_up(call, target, now),
             Input::PoolRemoved(pool) => self.remove(pool, now),
             Input::StartRequested(call, target) => self.bring_up(call, target, Event::Start, now),
@@ -77,6 +78,10 @@ impl Engine {
             Input::KillRequested(call, target, None) => self.kill(call, target, Event::Kill(Cause::Requested), now),
             Input::KillRequested(call, target, Some(signal)) => self.kill(call, target, Event::Signal(signal), now),
             Input::ScaleRequested(call, pool, wanted) => self.scale(call, pool, wanted, now),
+            Input::ClaimRequested(call, pool, supply) => self.claim(call, pool, supply, now),
+            Input::ReleaseRequested(call, worker) => self.release(call, worker, now),
+            Input::WarmRequested(call, pool) => self.warm(call, pool, now),
+            Input::Paused(pool, paused) => self.pause(pool, paused, now),
             Input::ResetRequested(call, target) => self.reset(call, target, now),
             Input::ShutdownRequested(patience) => self.shut_down(patience, now),
             Input::Spawned(worker, generation) => self.fact(worker, generation, Event::Spawned, now),
@@ -112,6 +117,7 @@ impl Engine {
                         self.touched.insert(id);
                     }
                 }
+                Key::Idle(id) => self.idle_is_due(id, now),
                 Key::Shutdown => {
                     if let Some(shutdown) = &mut self.shutdown {
                         shutdown.armed = None;
@@ -135,8 +141,8 @@ impl Engine {
     pub fn take_changes(&mut self) -> Vec<Change> {
         let pools = std::mem::take(&mut self.changed_pools);
         let workers = std::mem::take(&mut self.changed);
-        let wanted = |id: &PoolId| self.pools.get(id).map(|pool| pool.wanted);
-        let pools = pools.into_iter().map(|id| Change::Pool(id, wanted(&id)));
+        let pool = |pool: &Pool| PoolRecord { wanted: pool.wanted, paused: pool.claims.paused };
+        let pools = pools.into_iter().map(|id| Change::Pool(id, self.pools.get(&id).map(pool)));
         let record = |id: WorkerId| self.find(id).map(|worker| Box::new(worker.record()));
         pools.chain(workers.into_iter().map(|id| Change::Worker(id, record(id)))).collect()
     }
@@ -198,6 +204,7 @@ impl Engine {
         let Some(pool) = self.pools.get_mut(&id.pool) else { return };
         let Some(worker) = pool.slots.get_mut(&id.slot) else { return };
         let before = (worker.phase, worker.is_busy(), worker.in_flight, worker.turn);
+        let account = worker.account(pool.policy.claims);
         let mut news = Vec::new();
         let mut context = Context {
             now,
@@ -208,6 +215,9 @@ impl Engine {
             news: &mut news,
         };
         worker.step(event, &mut context);
+        if worker.bind(Origin::Cold, &mut self.effects) {
+            self.changed.insert(id);
+        }
         // A beat leaves nothing behind that another daemon could use.
         if !matches!(event, Event::Beat | Event::BeatDue | Event::PingFailed) || worker.phase != before.0 {
             self.changed.insert(id);
@@ -222,8 +232,14 @@ impl Engine {
             let beat_due = worker.beat_due();
             self.timers.arm(Key::Beat(id), &mut worker.armed_beat, beat_due);
         }
+        let unanswered = match worker.lease {
+            Some(Lease::Asked(call)) if gone => Some(call),
+            Some(Lease::Asked(_) | Lease::Held) | None => None,
+        };
+        let counts = if gone { Account::NONE } else { worker.account(pool.policy.claims) };
         let (phase, is_busy, in_flight) = (worker.phase, worker.is_busy() && !gone, worker.in_flight);
         let (was_queued, is_queued) = (before.0 == Phase::Queued, phase == Phase::Queued && !gone);
+        pool.account(id.slot, account, counts);
         pool.in_flight = pool.in_flight + u32::from(in_flight) - u32::from(before.2);
         self.busy = self.busy + usize::from(is_busy) - usize::from(before.1);
         if was_queued && !is_queued {
@@ -239,6 +255,9 @@ impl Engine {
         }
         if gone {
             pool.slots.remove(&id.slot);
+            if let Some(call) = unanswered {
+                self.effects.push_back(Effect::Answer(call, Answer::ClaimFailed(id)));
+            }
             self.effects.push_back(Effect::Forget(id));
             news.extend([News::UpSettled, News::DownSettled]);
         }
@@ -268,6 +287,7 @@ impl Engine {
             && pool.slots.is_empty()
         {
             self.timers.arm(Key::Batch(id), &mut pool.armed, None);
+            self.timers.arm(Key::Idle(id), &mut pool.claims.armed, None);
             self.pools.remove(&id);
             self.changed_pools.insert(id);
         }
@@ -327,8 +347,9 @@ impl Engine {
                 done(down, count(targets.len()))
             }
             &Ask::Size(pool, wanted) => {
+                let own = |worker: &&Worker| worker.lease.is_none() && worker.after != Some(After::Gone);
                 let slots = self.pools.get(&pool).map(|pool| &pool.slots);
-                let up = slots.map_or(0, |slots| slots.range(..wanted).filter(|(_, worker)| is_up(worker)).count());
+                let up = slots.map_or(0, |slots| slots.values().filter(own).filter(|worker| is_up(worker)).count());
                 done(up, wanted)
             }
         };

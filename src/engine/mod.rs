@@ -10,6 +10,7 @@
 //! `poll_effect` until it is empty, `next_deadline`.
 
 mod calls;
+mod claims;
 mod heartbeat;
 mod machine;
 mod orders;
@@ -93,6 +94,8 @@ pub enum Cause {
     Requested,
     /// The daemon shut down.
     Shutdown,
+    /// Its holder gave it back, or is gone.
+    Released,
 }
 
 /// What an order is about.
@@ -113,7 +116,7 @@ pub enum Input {
     PoolDefined(PoolId, Box<PoolPolicy>),
     /// As `PoolDefined`, for a pool that an earlier daemon had: with so many places, and in them what that daemon wrote down
     /// and what has become of it. Places without a record are new. Nothing is begun before all of it is known.
-    PoolRestored(PoolId, Box<PoolPolicy>, u32, Vec<(u32, WorkerRecord, Fate)>),
+    PoolRestored(PoolId, Box<PoolPolicy>, PoolRecord, Vec<(u32, WorkerRecord, Fate)>),
     /// Wait for what is on its way up; changes nothing. Answered when all are ready, or cannot be.
     AwaitRequested(CallId, Target),
     /// A pool is wanted no more: its workers are stopped, then it is forgotten.
@@ -128,6 +131,14 @@ pub enum Input {
     KillRequested(CallId, Target, Option<i32>),
     /// Set the wanted number of workers, inside min..=max of the policy. Answered with what was achieved.
     ScaleRequested(CallId, PoolId, u32),
+    /// Give this caller a worker of its own. Answered if that cannot be; else [`Effect::Bind`] follows.
+    ClaimRequested(CallId, PoolId, Supply),
+    /// Take a worker back from its holder. Answered when it is empty.
+    ReleaseRequested(CallId, WorkerId),
+    /// Have one more warm worker made. Answered when it is ready, or cannot be.
+    WarmRequested(CallId, PoolId),
+    /// From now on nothing is added to the pool or given up by itself, or again it is.
+    Paused(PoolId, bool),
     /// Clear crash barriers and restart delays and start what they held back. Answered at once with how many were reset.
     ResetRequested(CallId, Target),
     /// End every worker in parallel and then say [`Effect::Finished`]; after this long everything is killed. Sticky; a second one may only shorten.
@@ -159,13 +170,40 @@ pub enum Input {
     Emptied(WorkerId, Generation),
 }
 
+/// Where a claimed worker may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supply {
+    /// Only from those that are warm.
+    WarmOnly,
+    /// From those, or one is started for it.
+    WarmOrCold,
+}
+
+/// Where a claimed worker came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It was warm.
+    Warm,
+    /// It was started for the claim.
+    Cold,
+}
+
+/// A pool as it is written down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolRecord {
+    /// How many places it is to have.
+    pub wanted: u32,
+    /// Whether nothing is added or given up by itself.
+    pub paused: bool,
+}
+
 /// Something that is to be written down, so that it outlives the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A worker is like this now; `None` if its place was given up.
     Worker(WorkerId, Option<Box<WorkerRecord>>),
-    /// A pool has this many places; `None` if it is forgotten.
-    Pool(PoolId, Option<u32>),
+    /// A pool is like this now; `None` if it is forgotten.
+    Pool(PoolId, Option<PoolRecord>),
 }
 
 /// Something to be done, in the imperative.
@@ -180,6 +218,9 @@ pub enum Effect {
     Kill(WorkerId, Generation),
     /// Ask for a sign of life; answered by `Beat`, by `PingFailed`, or not at all.
     Ping(WorkerId, Generation),
+    /// This worker is for whoever made that call: bind and start what is to run in it. It is not warm any more, whatever comes
+    /// of that. Exactly one for each claim that is not answered otherwise.
+    Bind(WorkerId, Generation, CallId, Origin),
     /// The worker is now in this state; for events, listings and state files. Emitted on every change and on nothing else.
     StateChanged(WorkerId, State),
     /// The end of this generation is known: write its death certificate. Exactly one for each generation that was spawned.
@@ -213,6 +254,17 @@ pub enum Answer {
     },
     /// The daemon is shutting down.
     ShuttingDown,
+    /// Workers of this pool cannot be claimed.
+    NotClaimable,
+    /// No worker is warm, and none was to be started.
+    NoneWarm,
+    /// As many are claimed as may be.
+    Full {
+        /// How many that is.
+        max: u32,
+    },
+    /// The worker that was started for a claim did not come up.
+    ClaimFailed(WorkerId),
 }
 
 /// What the engine knows of one worker, for listings.
@@ -232,4 +284,17 @@ pub struct WorkerView {
     pub missed: u32,
     /// When it will be started again, while it waits for that.
     pub restart_at: Option<Time>,
+    /// Whether somebody has it to itself.
+    pub leased: bool,
+}
+
+/// What the engine knows of the claims of a pool, for listings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClaimsView {
+    /// Ready and nobody's.
+    pub warm: u32,
+    /// Somebody's.
+    pub leased: u32,
+    /// Whether nothing is added or given up by itself.
+    pub paused: bool,
 }

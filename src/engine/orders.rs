@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::calls::{Ask, Wish};
+use super::claims::Account;
 use super::pool::Pool;
 use super::shutdown::Shutdown;
 use super::step::{After, Event, Phase};
 use super::timers::Key;
 use super::worker::{Context, EXTENSION_MAX, Worker};
-use super::{Answer, CallId, Cause, Effect, Engine, Fate, Target, Time, WorkerRecord};
+use super::{Answer, CallId, Cause, Effect, Engine, Fate, PoolRecord, Target, Time, WorkerRecord};
 use crate::spec::{PoolId, PoolPolicy, WorkerId};
 
 /// What a call is patient for beyond what its workers may take.
@@ -40,6 +41,7 @@ impl Engine {
         }
         let heartbeat = pool.policy.heartbeat;
         pool.redefine(policy);
+        pool.count_again();
         if pool.policy.heartbeat != heartbeat {
             self.renew_monitors(id, now);
         }
@@ -51,7 +53,7 @@ impl Engine {
         &mut self,
         id: PoolId,
         policy: PoolPolicy,
-        wanted: u32,
+        was: PoolRecord,
         workers: Vec<(u32, WorkerRecord, Fate)>,
         now: Time,
     ) {
@@ -60,7 +62,8 @@ impl Engine {
         }
         self.changed_pools.insert(id);
         let mut pool = Pool::new(policy);
-        pool.want(wanted);
+        pool.want(was.wanted);
+        pool.claims.paused = was.paused;
         self.pools.insert(id, pool);
         for (slot, record, fate) in workers {
             self.restore_worker(WorkerId { pool: id, slot }, &record, fate, now);
@@ -94,7 +97,9 @@ impl Engine {
         }
         pool.in_flight += u32::from(worker.in_flight);
         self.busy += usize::from(worker.is_busy());
+        let account = worker.account(pool.policy.claims);
         pool.slots.insert(id.slot, worker);
+        pool.account(id.slot, Account::NONE, account);
         self.changed.insert(id);
         self.touched.insert(id.pool);
     }
@@ -109,31 +114,38 @@ impl Engine {
         }
     }
 
-    /// Adds the places that are missing; gives up those that are too many, highest first.
-    fn fit_to_size(&mut self, id: PoolId, now: Time) {
-        let Some(pool) = self.pools.get_mut(&id) else { return };
-        let wanted = pool.wanted;
-        let surplus: Vec<u32> = pool.slots.range(wanted..).map(|(&slot, _)| slot).rev().collect();
-        for slot in 0..wanted {
+    /// Adds the places that are missing; gives up those that are too many, highest first. What is leased counts for neither.
+    pub(super) fn fit_to_size(&mut self, id: PoolId, now: Time) {
+        self.touched.insert(id);
+        let Some(pool) = self.pools.get(&id).filter(|pool| !pool.claims.paused) else { return };
+        let (room, own) = (pool.room(), pool.claims.own);
+        let missing = room.saturating_sub(own);
+        for slot in self.pools.get_mut(&id).map(|pool| pool.free_slots(missing)).unwrap_or_default() {
             let worker = WorkerId { pool: id, slot };
-            match self.pools.get(&id).and_then(|pool| pool.slots.get(&slot)) {
+            match self.find(worker) {
                 None => self.add(worker, now),
-                Some(found) if found.after == Some(After::Gone) => self.apply(worker, Event::Start, now),
-                Some(_) => {}
+                Some(_) => self.apply(worker, Event::Start, now),
             }
         }
-        for slot in surplus {
-            self.apply(WorkerId { pool: id, slot }, Event::Stop(After::Gone, Cause::Requested), now);
+        if own > room {
+            let is_own = |worker: &&Worker| worker.lease.is_none() && worker.after != Some(After::Gone);
+            let surplus = own.saturating_sub(room) as usize;
+            let pool = self.pools.get(&id).into_iter().flat_map(|pool| pool.slots.values().rev());
+            let surplus: Vec<WorkerId> = pool.filter(is_own).take(surplus).map(|worker| worker.id).collect();
+            for worker in surplus {
+                self.apply(worker, Event::Stop(After::Gone, Cause::Requested), now);
+            }
         }
-        self.touched.insert(id);
     }
 
-    fn add(&mut self, id: WorkerId, now: Time) {
+    pub(super) fn add(&mut self, id: WorkerId, now: Time) {
         let Some(pool) = self.pools.get_mut(&id.pool) else { return };
         let mut worker = Worker::new(id, now);
         worker.turn = pool.enqueue(id.slot);
         worker.report(now, &mut self.effects);
+        let account = worker.account(pool.policy.claims);
         pool.slots.insert(id.slot, worker);
+        pool.account(id.slot, Account::NONE, account);
         self.busy += 1;
         self.changed.insert(id);
     }
@@ -172,7 +184,7 @@ impl Engine {
         found
     }
 
-    fn refused(&mut self, call: CallId) -> bool {
+    pub(super) fn refused(&mut self, call: CallId) -> bool {
         let refused = self.shutdown.is_some();
         if refused {
             self.effects.push_back(Effect::Answer(call, Answer::ShuttingDown));
@@ -232,11 +244,19 @@ impl Engine {
             return self.effects.push_back(Effect::Answer(call, refusal));
         }
         pool.wanted = wanted;
+        pool.claims.extra = 0;
         self.changed_pools.insert(id);
         self.fit_to_size(id, now);
+        self.await_size(call, id, wanted, now);
+    }
+
+    /// Answers when a pool has as many places as it is to have, and what was too many is gone.
+    pub(super) fn await_size(&mut self, call: CallId, id: PoolId, wanted: u32, now: Time) {
         let all = self.resolve(Target::Pool(id), Leaving::Included).unwrap_or_default();
         let patience = self.start_bound(&all).max(self.stop_bound(&all));
-        let (stay, leave): (Vec<_>, Vec<_>) = all.into_iter().partition(|worker| worker.slot < wanted);
+        let all = all.into_iter().filter(|&worker| self.find(worker).is_some_and(|worker| worker.lease.is_none()));
+        let is_own = |worker: &Worker| worker.after != Some(After::Gone);
+        let (stay, leave): (Vec<_>, Vec<_>) = all.partition(|&worker| self.find(worker).is_some_and(is_own));
         let rising = stay.into_iter().filter(|&worker| self.is_rising(worker)).map(|w| (w, Wish::Up));
         let falling = leave.into_iter().filter(|&worker| self.is_falling(worker)).map(|w| (w, Wish::Down));
         let pending = rising.chain(falling).collect();
@@ -313,7 +333,7 @@ impl Engine {
         }
     }
 
-    fn wait(&mut self, call: CallId, ask: Ask, pending: BTreeSet<(WorkerId, Wish)>, deadline: Time) {
+    pub(super) fn wait(&mut self, call: CallId, ask: Ask, pending: BTreeSet<(WorkerId, Wish)>, deadline: Time) {
         let done = pending.is_empty();
         let open = self.calls.open(call, ask, pending);
         if done {
@@ -336,7 +356,7 @@ impl Engine {
     }
 
     /// Whether a worker is on its way to be empty.
-    fn is_falling(&self, id: WorkerId) -> bool {
+    pub(super) fn is_falling(&self, id: WorkerId) -> bool {
         self.find(id).is_some_and(Worker::is_busy)
     }
 
@@ -345,7 +365,7 @@ impl Engine {
     }
 
     /// An extension by the worker prolongs its stop, but never beyond [`EXTENSION_MAX`].
-    fn stop_bound(&self, targets: &[WorkerId]) -> Duration {
+    pub(super) fn stop_bound(&self, targets: &[WorkerId]) -> Duration {
         self.bound(targets, |pool| pool.stop_bound().max(EXTENSION_MAX + pool.policy.stop.kill_timeout))
     }
 

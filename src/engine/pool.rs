@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Time;
+use super::claims::Claims;
 use super::worker::Worker;
 use crate::spec::{PoolPolicy, Size};
 
@@ -41,6 +42,8 @@ pub(super) struct Pool {
     batch: u32,
     batch_latest: Option<Time>,
     pub(super) armed: Option<Time>,
+    /// Who has a worker of it to itself.
+    pub(super) claims: Claims,
 }
 
 /// The nearest size that the policy allows.
@@ -68,6 +71,7 @@ impl Pool {
             batch: 0,
             batch_latest: None,
             armed: None,
+            claims: Claims::default(),
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::claims::Lease;
 use super::restart::{History, RESTARTS_REMEMBERED_MAX};
 use super::step::{After, Phase, Verdict};
 use super::worker::{Context, EXTENSION_MAX, Worker};
@@ -55,6 +56,9 @@ pub struct WorkerRecord {
     /// Restarts in a row without stable uptime.
     #[serde(default)]
     pub in_row: u32,
+    /// Whether somebody has it to itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leased: bool,
     /// When its latest restarts were decided, within the window of the crash barrier.
     #[serde(default)]
     pub recent: Vec<Time>,
@@ -107,6 +111,7 @@ impl WorkerRecord {
             own_interval_usec: None,
             restarts,
             in_row,
+            leased: false,
             recent,
         }
     }
@@ -142,6 +147,7 @@ impl Worker {
             own_interval_usec: self.own_interval.and_then(|interval| u64::try_from(interval.as_micros()).ok()),
             restarts: self.restarts,
             in_row,
+            leased: self.lease == Some(Lease::Held),
             recent,
         }
     }
@@ -173,6 +179,8 @@ impl Worker {
         worker.ready_at = record.ready_at.map(|ready| ready.min(now));
         worker.own_interval = record.own_interval_usec.map(Duration::from_micros);
         worker.restarts = record.restarts;
+        // Whoever waited for one that had not come up waits no more: then it is one like the others.
+        worker.lease = (record.leased && record.had_processes()).then_some(Lease::Held);
         let recent = record.recent.iter().rev().take(RESTARTS_REMEMBERED_MAX).rev().map(|&then| then.min(now));
         worker.history = History::of(record.in_row, recent.collect());
         worker
@@ -233,6 +241,7 @@ impl Worker {
         } else if !self.certified {
             self.certified = true;
             self.emit(cx, |worker, generation| Effect::Certify(worker, generation, Cause::Shutdown));
+            self.keep_to_lease();
             self.verdict = Verdict::Restart(cx.now);
         }
         self.in_flight = false;

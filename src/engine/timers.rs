@@ -18,6 +18,8 @@ pub(super) enum Key {
     Beat(WorkerId),
     /// A pool's next start-up batch.
     Batch(PoolId),
+    /// The end of the patience with warm workers that nobody wants.
+    Idle(PoolId),
     /// The end of shutdown's patience.
     Shutdown,
     /// The end of a call's patience.

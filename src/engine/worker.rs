@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::claims::Lease;
 use super::heartbeat::Monitor;
 use super::restart::{Decision, History, Random};
 use super::step::{Action, After, Event, Phase, Verdict, step};
@@ -43,6 +44,8 @@ pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) phase: Phase,
     pub(super) generation: Option<Generation>,
+    /// Who has it to itself.
+    pub(super) lease: Option<Lease>,
     /// What an order makes of it; `None` leaves it to the restart policy.
     pub(super) after: Option<After>,
     pub(super) verdict: Verdict,
@@ -79,6 +82,7 @@ impl Worker {
             id,
             phase: Phase::Queued,
             generation: None,
+            lease: None,
             after: None,
             verdict: Verdict::Stop,
             cause: None,
@@ -148,6 +152,7 @@ impl Worker {
             restarts: self.restarts,
             missed: self.missed,
             restart_at,
+            leased: self.lease.is_some(),
         }
     }
 
@@ -233,6 +238,7 @@ impl Worker {
             Action::Abort(after, cause) => self.abort(after, cause, cx),
             Action::Terminate(after, cause) => self.terminate(after, cause, cx),
             Action::Turn(after) => self.turn_to(after, cx),
+            Action::Revive if self.lease.is_some() => {}
             Action::Revive => self.after = Some(After::Again),
             Action::Kill(cause) => self.kill(Some(cause), cx),
             Action::KillAsMeant => self.kill(None, cx),
@@ -397,8 +403,16 @@ impl Worker {
         if self.after != Some(After::Gone) {
             self.after = Some(after);
         }
+        self.keep_to_lease();
         if after != After::Again {
             cx.news.push(News::UpSettled);
+        }
+    }
+
+    /// What was leased is nobody else's afterwards: its place goes with it.
+    pub(super) fn keep_to_lease(&mut self) {
+        if self.lease.is_some() {
+            self.after = Some(After::Gone);
         }
     }
 
@@ -429,6 +443,10 @@ impl Worker {
         self.monitor = None;
         let cause = self.cause.unwrap_or(otherwise);
         self.emit(cx, |worker, generation| Effect::Certify(worker, generation, cause));
+        if self.after.is_none() && self.lease.is_some() {
+            cx.news.push(News::UpSettled);
+        }
+        self.keep_to_lease();
         if self.after.is_none() {
             self.verdict = self.judge(cause, ended, cx);
             cx.news.push(News::UpSettled);
@@ -486,7 +504,7 @@ impl Worker {
     }
 
     fn rest(&mut self, after: After, cx: &mut Context<'_>) {
-        match after {
+        match if self.lease.is_some() { After::Gone } else { after } {
             After::Down => {
                 self.phase = Phase::Stopped;
                 self.deadline = None;

@@ -10,12 +10,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, SealFlags, fcntl_get_seals, fstat};
 use rustix::io::{Errno, pread, retry_on_intr};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::cgroup::{CgroupError, WorkerCgroup};
+use super::init_orders::order;
 use super::spawn::has_ended;
-use crate::protocol::init::{FIRST_PASSED_FD, Header, IMAGE_FD, MAGIC, SUPERVISOR, kept};
+use crate::protocol::init::{FIRST_PASSED_FD, Header, IMAGE_FD, MAGIC, Order, SUPERVISOR, kept};
 
 /// Processes of one cgroup that are looked at; the init is the oldest and so among the first.
 const PROCESSES_MAX: usize = 4096;
@@ -76,6 +76,8 @@ pub struct Adopted {
     pub channel: OwnedFd,
     /// The notify socket, or `/dev/null`.
     pub notify: OwnedFd,
+    /// The master end of the main program's terminal, or `/dev/null`.
+    pub terminal: OwnedFd,
     /// The exit ledger that it writes to.
     pub ledger: OwnedFd,
     passed: u64,
@@ -142,6 +144,7 @@ impl Adopted {
             main: has_begun.then_some(main),
             channel: keep(kept::CHANNEL)?,
             notify: keep(kept::NOTIFY)?,
+            terminal: keep(kept::TERMINAL)?,
             ledger: keep(kept::LEDGER)?,
             passed: header.passed,
             pidfd,
@@ -165,17 +168,7 @@ impl Adopted {
     /// # Errors
     /// EPIPE when it has just ended.
     pub fn announce(&self, daemon: BorrowedFd<'_>) -> Result<(), AdoptError> {
-        let fds = [daemon];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(step("tell its init")(io::Error::from(Errno::NOBUFS)));
-        }
-        let word = SUPERVISOR.to_ne_bytes();
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::net::sendmsg(&self.socket, &[io::IoSlice::new(&word)], &mut ancillary, flags)
-            .map(drop)
-            .map_err(step("tell its init"))
+        order(self.socket.as_fd(), Order { what: SUPERVISOR, program: 0 }, &[daemon]).map_err(step("tell its init"))
     }
 }
 

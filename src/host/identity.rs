@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
 
+use crate::sys::spawn::IdRange;
+
 /// How many ids a `mapped` worker has.
 pub const MAPPED_RANGE: u32 = 65_536;
 
@@ -30,14 +32,6 @@ pub enum IdentityError {
     UserNamespace {
         /// First uid of the range.
         base: u32,
-        /// The kernel's reason.
-        source: io::Error,
-    },
-    /// The kernel refused a mapping.
-    #[error("map root's files to uid {uid}")]
-    Mapping {
-        /// To whom.
-        uid: u32,
         /// The kernel's reason.
         source: io::Error,
     },
@@ -88,21 +82,24 @@ pub fn host_user(name: &str) -> Result<HostUser, IdentityError> {
 /// # Errors
 /// [`IdentityError::UserNamespace`].
 pub fn user_namespace(base: u32) -> Result<OwnedFd, IdentityError> {
-    mapping(base, base, MAPPED_RANGE).map_err(|source| IdentityError::UserNamespace { base, source })
+    let refused = |source| IdentityError::UserNamespace { base, source };
+    let range = IdRange { inside: 0, outside: base, count: MAPPED_RANGE };
+    id_namespace(range, range).map_err(refused)
 }
 
-/// Makes a user namespace in which root is `uid` and `gid` outside, and which has nobody else: what a mount is mapped
-/// through, so that root's files on it are that user's.
+/// Makes a user namespace by which a mount shows what belongs to one user of the host as another's: `from` on the disk is `to`.
 ///
 /// # Errors
-/// [`IdentityError::Mapping`].
-pub fn root_as(uid: u32, gid: u32) -> Result<OwnedFd, IdentityError> {
-    mapping(uid, gid, 1).map_err(|source| IdentityError::Mapping { uid, source })
+/// [`IdentityError::UserNamespace`].
+pub fn owner_namespace(from: HostUser, to: HostUser) -> Result<OwnedFd, IdentityError> {
+    let one = |inside, outside| IdRange { inside, outside, count: 1 };
+    let made = id_namespace(one(from.uid, to.uid), one(from.gid, to.gid));
+    made.map_err(|source| IdentityError::UserNamespace { base: to.uid, source })
 }
 
-fn mapping(uids: u32, gids: u32, count: u32) -> io::Result<OwnedFd> {
+fn id_namespace(uids: IdRange, gids: IdRange) -> io::Result<OwnedFd> {
     let proc_dir = open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    crate::sys::spawn::user_namespace(uids, gids, count, proc_dir.as_fd())
+    crate::sys::spawn::user_namespace(uids, gids, proc_dir.as_fd())
 }
 
 /// Gives out numbers 0..`count`, each to one holder at a time, the one that has been free for longest first, so that a

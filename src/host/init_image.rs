@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-use crate::protocol::init::{DEATH_NEVER, FIRST_PASSED_FD, Header, MAGIC};
+use crate::protocol::init::{DEATH_NEVER, FIRST_PASSED_FD, Header, MAGIC, flag};
 
 static INIT_PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/halsup-init"));
 
@@ -92,6 +92,46 @@ pub struct Start<'a> {
     pub generation: u64,
     /// What a later daemon is to know about it.
     pub record: &'a [u8],
+    /// What the init does with it.
+    pub begins: Begins,
+}
+
+/// What an init does with a start image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Begins {
+    /// Starts the program, whose output goes to pipes.
+    #[default]
+    Program,
+    /// Starts the program on a terminal of its own, of this size.
+    Terminal(Window),
+    /// Waits until it is told what to start.
+    Parked,
+}
+
+/// The size of a terminal, in cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+impl Begins {
+    const fn flags(self) -> u64 {
+        match self {
+            Self::Program => 0,
+            Self::Terminal(_) => flag::TERMINAL,
+            Self::Parked => flag::PARKED,
+        }
+    }
+
+    const fn window(self) -> u64 {
+        match self {
+            Self::Terminal(Window { rows, columns }) => (rows as u64) << 32 | columns as u64,
+            Self::Program | Self::Parked => 0,
+        }
+    }
 }
 
 /// The file mode creation mask of every worker.
@@ -130,6 +170,8 @@ fn lay_out(start: &Start<'_>) -> Result<Vec<u8>, ImageError> {
         generation: start.generation,
         record: layout.raw(start.record),
         record_len: start.record.len() as u64,
+        flags: start.begins.flags(),
+        window: start.begins.window(),
         bytes: 0,
     };
     // A NUL at the very end, whatever the last piece was.
@@ -157,8 +199,10 @@ fn lay_out(start: &Start<'_>) -> Result<Vec<u8>, ImageError> {
         header.generation,
         header.record,
         header.record_len,
+        header.flags,
+        header.window,
     ];
-    const { assert!(size_of::<Header>() == 18 * 8, "the words above are the whole header") };
+    const { assert!(size_of::<Header>() == 20 * 8, "the words above are the whole header") };
     for (slot, word) in layout.bytes.chunks_exact_mut(8).zip(words) {
         slot.copy_from_slice(&word.to_le_bytes());
     }

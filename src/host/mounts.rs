@@ -390,8 +390,8 @@ fn make_target(bind: &BindTree<'_>) -> Result<()> {
 }
 
 fn fill_run(run: &str, resolv_conf: Option<&(PathBuf, Vec<u8>)>) -> Result<()> {
-    for dir in ["", "/work", "/notify"] {
-        make_dir(&format!("{run}/worker{dir}"))?;
+    for dir in ["/worker", "/worker/work", "/worker/notify", "/secrets"] {
+        make_dir(&format!("{run}{dir}"))?;
     }
     if let Some((path, text)) = resolv_conf {
         if let Some(parent) = path.parent() {

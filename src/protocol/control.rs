@@ -5,6 +5,7 @@
 //! [`super::varlink::Call`], then answers with the reply type of that request; the command line goes the other way.
 
 mod certificate;
+mod claim;
 mod error;
 mod image;
 mod reply;
@@ -17,6 +18,9 @@ mod worker;
 mod interface_tests;
 
 pub use certificate::{Cause, DeathCertificate, LAST_OUTPUT_BYTES_MAX, StartFailure};
+pub use claim::{
+    CLAIM_ITEMS_MAX, ClaimReply, ClaimRequest, ClaimsInfo, PauseRequest, PoolRequest, SessionInfo, is_session_name,
+};
 pub use error::{Error, Failure as CallFailure};
 pub use image::{
     ImageImportReply, ImageImportRequest, ImageInfo, ImageInspectReply, ImageListReply, ImageRemoveReply, ImageRequest,

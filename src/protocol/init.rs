@@ -9,7 +9,7 @@
 //! takes over only workers whose layout it knows. Needs nothing but `core`.
 
 /// First word of a start image: "halsupi" and the layout's number.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"halsupi2");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"halsupi3");
 
 /// Descriptor on which the init talks to the daemon.
 pub const SOCKET_FD: i32 = 3;
@@ -36,8 +36,10 @@ pub mod kept {
     pub const CHANNEL: u64 = 6;
     /// The notify socket; `/dev/null` where there is none.
     pub const NOTIFY: u64 = 7;
+    /// The master end of the main program's terminal; `/dev/null` where it has none.
+    pub const TERMINAL: u64 = 8;
     /// How many there are.
-    pub const COUNT: u64 = 8;
+    pub const COUNT: u64 = 9;
 }
 
 /// The pid that the program has inside: the first process after the init.
@@ -86,6 +88,18 @@ pub struct Header {
     pub record: u64,
     /// Length of that, in bytes.
     pub record_len: u64,
+    /// Of [`flag`].
+    pub flags: u64,
+    /// Size of the terminal: rows in the upper half, columns in the lower.
+    pub window: u64,
+}
+
+/// Bits of [`Header::flags`].
+pub mod flag {
+    /// Nothing is started yet: the init says [`super::kind::PARKED`] and waits for a [`super::START`].
+    pub const PARKED: u64 = 1;
+    /// The program gets a terminal of its own, made in the worker's own devpts.
+    pub const TERMINAL: u64 = 2;
 }
 
 impl Header {
@@ -94,7 +108,7 @@ impl Header {
     pub const fn from_words(words: [u64; size_of::<Self>() / 8]) -> Self {
         let [magic, bytes, paths, argv, envp, cwd, rlimits, rlimit_count, seccomp, seccomp_len, passed, rest @ ..] =
             words;
-        let [umask, death_msec, kept_first, ledger_at, generation, record, record_len] = rest;
+        let [umask, death_msec, kept_first, ledger_at, generation, record, record_len, flags, window] = rest;
         Self {
             magic,
             bytes,
@@ -114,6 +128,8 @@ impl Header {
             generation,
             record,
             record_len,
+            flags,
+            window,
         }
     }
 }
@@ -170,20 +186,47 @@ impl Entry {
     }
 }
 
-/// The one packet that a daemon sends to an init: that it is there from now on. It carries the daemon's pidfd.
+/// What a daemon says to an init: one [`Order`] a packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Order {
+    /// [`SUPERVISOR`] or [`START`].
+    pub what: u64,
+    /// For [`START`]: number of the program, [`MAIN`] or the daemon's own choice.
+    pub program: u64,
+}
+
+/// The daemon is there from now on. Carries the daemon's pidfd.
 pub const SUPERVISOR: u64 = u64::from_le_bytes(*b"halsupd1");
+
+/// A program is to be started. Carries a start image, and for one without a terminal that is not the main program its three
+/// standard descriptors.
+pub const START: u64 = u64::from_le_bytes(*b"halsups1");
+
+/// The number of the main program. A parked init starts it at the first [`START`]; there is no second one.
+pub const MAIN: u64 = 0;
+/// How many programs beside the main one can run at once; a further one is refused with EAGAIN.
+pub const PROGRAMS_MAX: usize = 16;
+/// How many descriptors come with an [`Order`] at most.
+pub const ORDER_FDS_MAX: usize = 4;
 
 /// What a report is about.
 pub mod kind {
-    /// The program runs. The packet carries its pidfd.
+    /// Program `a` runs. The packet carries its pidfd.
     pub const STARTED: u64 = 1;
-    /// The program could not be started: `a` is the step, `b` the error number. The init exits.
+    /// Program `c` could not be started: `a` is the step, `b` the error number. If it was the main one, the init exits.
     pub const NOT_STARTED: u64 = 2;
     /// The main process ended: `a` is 0 for an exit and 1 for a signal, `b` its number, `c` and `d` its microseconds in
     /// user and system mode, `e` its largest resident size in KiB.
     pub const MAIN_EXITED: u64 = 3;
     /// All that the main process left behind is gone: `a` processes. The init exits.
     pub const SWEPT: u64 = 4;
+    /// The init is parked and waits for a program. Said again to each daemon.
+    pub const PARKED: u64 = 5;
+    /// Program `a`, which is about to start, has a terminal. The packet carries its master end.
+    pub const TERMINAL: u64 = 6;
+    /// Program `a`, which is not the main one, ended: `b` is 0 for an exit and 1 for a signal, `c` its number.
+    pub const PROGRAM_ENDED: u64 = 7;
 }
 
 /// Steps of starting the program, for [`kind::NOT_STARTED`].
@@ -202,6 +245,8 @@ pub mod step {
     pub const SECCOMP: u64 = 6;
     /// Executing the program.
     pub const EXEC: u64 = 7;
+    /// Making its terminal.
+    pub const TERMINAL: u64 = 8;
 }
 
 /// One packet from the init.

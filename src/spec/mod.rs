@@ -16,11 +16,11 @@ mod template;
 pub use account::{ACCOUNT_ID_MAX, Account};
 pub use config::{
     CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, ConfigError, ConfigErrors, LOG_CATEGORIES, PoolOverrides, check_pools,
-    parse_config, pool_from_command, reference,
+    parse_bind, parse_config, pool_from_command, reference,
 };
 pub use image::{IMAGE_NAME_BYTES_MAX, ImageConfig, ImageName, ImageNameError, is_image_digest};
 pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, VolumeName, WorkerId};
-pub use policy::{Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
+pub use policy::{ClaimPolicy, Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
 pub use pool::{
     Bind, Config, Cpuset, DaemonSpec, Grantee, Identity, Limit, Limits, LimitsMode, Listen, LogFormat, LogSpec, Net,
     OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp, VOLUMES_MAX, VolumeMount,

@@ -82,6 +82,15 @@ pub struct Stop {
     pub kill_timeout: Duration,
 }
 
+/// What it means that workers of a pool can be claimed: its size is how many stay warm beside those that are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClaimPolicy {
+    /// Warm workers beyond the size leave when nobody has wanted them for this long.
+    pub idle_timeout: Duration,
+    /// How many can be claimed at once. 1..=10,000.
+    pub sessions_max: u32,
+}
+
 /// All that the engine knows of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolPolicy {
@@ -95,4 +104,6 @@ pub struct PoolPolicy {
     pub heartbeat: Option<Heartbeat>,
     /// How they are ended.
     pub stop: Stop,
+    /// Whether they wait, warm, for somebody to claim them.
+    pub claims: Option<ClaimPolicy>,
 }

@@ -132,6 +132,10 @@ pub struct PoolSpec {
     pub listen: Vec<Listen>,
     /// Its log files.
     pub log: LogSpec,
+    /// Where directories must lie that a claim brings into a worker.
+    pub projects: Vec<PathBuf>,
+    /// Whether its program runs on a terminal of its own.
+    pub terminal: bool,
     /// What becomes of workers when the daemon dies.
     pub on_supervisor_death: OnSupervisorDeath,
 }

@@ -6,6 +6,7 @@
 mod after_clone;
 pub mod confine;
 pub mod fallback;
+pub mod late_mount;
 pub mod mount;
 pub mod pid1;
 mod plan;

@@ -7,9 +7,9 @@ use core::ffi::{CStr, c_char};
 
 use super::raw::flag::{CLONE_PIDFD, CLONE_VFORK, CLONE_VM};
 use super::raw::{self, CloneArgs, Errno, Result, nr};
-use crate::protocol::init::{Entry, FIRST_PASSED_FD, Header, IMAGE_FD, MAGIC, Report, SOCKET_FD, SUPERVISOR, step};
+use crate::protocol::init::{Entry, FIRST_PASSED_FD, Header, MAGIC, ORDER_FDS_MAX, Order, Report, SOCKET_FD, step};
 
-/// The start image, mapped for the life of the init, its offsets turned into pointers.
+/// A start image, mapped until it is let go of, its offsets turned into pointers.
 #[derive(Debug, Clone, Copy)]
 pub struct Image {
     base: *mut u8,
@@ -21,25 +21,35 @@ const EINVAL: Errno = Errno(22);
 const KEPT_FIRST_MAX: u64 = 1024;
 
 impl Image {
-    /// Maps the image that the daemon passed and checks it; every offset is checked against its size.
+    /// Maps the image that the daemon passed as `fd` and checks it; every offset is checked against its size.
     ///
     /// # Errors
     /// EINVAL for an image that is not what the daemon builds.
-    pub fn map() -> Result<Self> {
+    pub fn map(fd: i32) -> Result<Self> {
         const SEEK_END: usize = 2;
-        let bytes = raw::lseek(raw::fd_arg(IMAGE_FD), 0, SEEK_END)?;
+        let bytes = raw::lseek(raw::fd_arg(fd), 0, SEEK_END)?;
         if bytes < size_of::<Header>() {
             return Err(EINVAL);
         }
         const READ_WRITE: usize = 3;
         const MAP_PRIVATE: usize = 2;
         // SAFETY: a private mapping at an address of the kernel's choice; the file is sealed, so it cannot shrink below it.
-        let base =
-            raw::check(unsafe { raw::syscall(nr::MMAP, 0, bytes, READ_WRITE, MAP_PRIVATE, raw::fd_arg(IMAGE_FD), 0) })?
-                as *mut u8;
+        let base = raw::check(unsafe { raw::syscall(nr::MMAP, 0, bytes, READ_WRITE, MAP_PRIVATE, raw::fd_arg(fd), 0) })?
+            as *mut u8;
         // SAFETY: the mapping is page-aligned and at least a header long.
         let header = unsafe { base.cast::<Header>().read() };
         let image = Self { base, header };
+        match image.check(bytes) {
+            Ok(()) => Ok(image),
+            Err(errno) => {
+                unmap(base, bytes);
+                Err(errno)
+            }
+        }
+    }
+
+    fn check(&self, bytes: usize) -> Result<()> {
+        let (image, header) = (self, self.header);
         if header.magic != MAGIC || header.bytes != bytes as u64 {
             return Err(EINVAL);
         }
@@ -49,10 +59,13 @@ impl Image {
         image.inside(header.cwd, 1)?;
         image.inside(header.rlimits, header.rlimit_count.checked_mul(16).ok_or(EINVAL)?)?;
         image.inside(header.seccomp, header.seccomp_len.checked_mul(8).ok_or(EINVAL)?)?;
-        if header.kept_first > KEPT_FIRST_MAX {
-            return Err(EINVAL);
-        }
-        Ok(image)
+        if header.kept_first > KEPT_FIRST_MAX { Err(EINVAL) } else { Ok(()) }
+    }
+
+    /// Unmaps it.
+    pub fn let_go(self) {
+        #[expect(clippy::cast_possible_truncation, reason = "the size of the mapping")]
+        unmap(self.base, self.header.bytes as usize);
     }
 
     /// What the daemon wants of this worker.
@@ -105,6 +118,11 @@ impl Image {
     }
 }
 
+fn unmap(base: *mut u8, bytes: usize) {
+    // SAFETY: the caller has mapped exactly this, and nothing points into it any more.
+    unsafe { raw::syscall(nr::MUNMAP, base as usize, bytes, 0, 0, 0, 0) };
+}
+
 /// Why the program does not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotStarted {
@@ -126,8 +144,20 @@ pub struct Program {
 #[repr(C, align(16))]
 struct ProgramStack([u8; 16 * 1024]);
 
+/// What a program has for its standard descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standard {
+    /// The init's own.
+    Inherited,
+    /// These three.
+    Given([i32; 3]),
+    /// The slave end of its terminal, three times; it is the session's controlling one.
+    Terminal(i32),
+}
+
 struct Attempt {
     image: Image,
+    standard: Standard,
     failed: NotStarted,
 }
 
@@ -135,9 +165,9 @@ struct Attempt {
 ///
 /// # Errors
 /// The step that failed, and how.
-pub fn start_program(image: &Image) -> core::result::Result<Program, NotStarted> {
+pub fn start_program(image: &Image, standard: Standard) -> core::result::Result<Program, NotStarted> {
     static mut STACK: ProgramStack = ProgramStack([0; 16 * 1024]);
-    let mut attempt = Attempt { image: *image, failed: NotStarted { step: step::CLONE, errno: Errno(0) } };
+    let mut attempt = Attempt { image: *image, standard, failed: NotStarted { step: step::CLONE, errno: Errno(0) } };
     let mut pidfd: i32 = -1;
     const SIGCHLD: u64 = 17;
     let args = CloneArgs {
@@ -167,16 +197,17 @@ pub fn start_program(image: &Image) -> core::result::Result<Program, NotStarted>
 unsafe extern "C" fn program_entry(attempt: *mut Attempt) -> ! {
     // SAFETY: `start_program` stands still in vfork and passed a pointer to its own local.
     let attempt = unsafe { &mut *attempt };
-    attempt.failed = become_program(&attempt.image);
+    attempt.failed = become_program(&attempt.image, attempt.standard);
     raw::exit(127)
 }
 
 /// Returns only if it failed.
-fn become_program(image: &Image) -> NotStarted {
+fn become_program(image: &Image, standard: Standard) -> NotStarted {
     let header = image.header();
     let fail = |step: u64| move |errno: Errno| NotStarted { step, errno };
     let steps = || -> core::result::Result<(), NotStarted> {
         raw::setsid().map_err(fail(step::DESCRIPTORS))?;
+        take_standard(standard).map_err(fail(step::TERMINAL))?;
         #[expect(clippy::cast_possible_truncation, reason = "the daemon passes at most PASSED_MAX")]
         let passed = header.passed as usize;
         for n in 0..passed {
@@ -194,6 +225,70 @@ fn become_program(image: &Image) -> NotStarted {
     match steps() {
         Err(failed) => failed,
         Ok(()) => NotStarted { step: step::EXEC, errno: exec_first(image) },
+    }
+}
+
+fn take_standard(standard: Standard) -> Result<()> {
+    const TIOCSCTTY: usize = 0x540E;
+    let given = match standard {
+        Standard::Inherited => return Ok(()),
+        Standard::Given(given) => given,
+        Standard::Terminal(slave) => {
+            // SAFETY: takes a descriptor and a number.
+            raw::check(unsafe { raw::syscall(nr::IOCTL, raw::fd_arg(slave), TIOCSCTTY, 0, 0, 0, 0) })?;
+            [slave; 3]
+        }
+    };
+    // None of them is 0, 1 or 2: those are the init's own.
+    for (to, from) in given.into_iter().enumerate() {
+        raw::dup3(raw::fd_arg(from), to, 0)?;
+    }
+    Ok(())
+}
+
+/// A terminal in the worker's own devpts.
+#[derive(Debug, Clone, Copy)]
+pub struct Terminal {
+    /// For the daemon.
+    pub master: i32,
+    /// For the program.
+    pub slave: i32,
+}
+
+/// Makes a terminal of this size.
+///
+/// # Errors
+/// ENOSPC where the worker has as many as its devpts allows; ENOENT where it has none.
+pub fn open_terminal(window: u64) -> Result<Terminal> {
+    const CWD: i32 = -100;
+    const READ_WRITE_NOCTTY_CLOEXEC: usize = 2 | 0o400 | 0o2_000_000;
+    const TIOCSPTLCK: usize = 0x4004_5431;
+    const TIOCGPTPEER: usize = 0x5441;
+    const TIOCSWINSZ: usize = 0x5414;
+    let path = c"/dev/pts/ptmx".as_ptr() as usize;
+    // SAFETY: the path ends with NUL and the kernel only reads it.
+    let opened =
+        raw::check(unsafe { raw::syscall(nr::OPENAT, raw::fd_arg(CWD), path, READ_WRITE_NOCTTY_CLOEXEC, 0, 0, 0) })?;
+    let steps = || {
+        let unlocked = 0_i32;
+        // SAFETY: the kernel reads one int.
+        raw::check(unsafe { raw::syscall(nr::IOCTL, opened, TIOCSPTLCK, (&raw const unlocked) as usize, 0, 0, 0) })?;
+        #[expect(clippy::cast_possible_truncation, reason = "each half is a number of cells")]
+        let size = [(window >> 32) as u16, window as u16, 0, 0];
+        // SAFETY: the kernel reads one `struct winsize` of four shorts.
+        raw::check(unsafe { raw::syscall(nr::IOCTL, opened, TIOCSWINSZ, size.as_ptr() as usize, 0, 0, 0) })?;
+        // By the master, not by a path that the worker could have put something else on (HARDENING E2).
+        // SAFETY: takes a descriptor and flags.
+        raw::check(unsafe { raw::syscall(nr::IOCTL, opened, TIOCGPTPEER, READ_WRITE_NOCTTY_CLOEXEC, 0, 0, 0) })
+    };
+    match steps() {
+        Ok(slave) => Ok(Terminal { master: raw::fd_from(opened), slave: raw::fd_from(slave) }),
+        Err(errno) => {
+            match raw::close(opened) {
+                Ok(_) | Err(_) => {}
+            }
+            Err(errno)
+        }
     }
 }
 
@@ -262,7 +357,7 @@ fn exec_first(image: &Image) -> Errno {
 }
 
 /// A reaped child.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Reaped {
     /// Its pid in this namespace.
     pub pid: i32,
@@ -348,38 +443,50 @@ pub fn send_report(report: &Report, passing: Option<i32>) -> Result<()> {
     Ok(())
 }
 
-/// Takes one packet of a daemon: its pidfd, if that is what it says. What says anything else is dropped.
+/// An `SCM_RIGHTS` with room for all descriptors of an order.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct OrderRights {
+    len: usize,
+    level: i32,
+    kind: i32,
+    fds: [i32; ORDER_FDS_MAX],
+}
+
+/// Takes one packet of a daemon: the order, and the descriptors that came with it, -1 for none; they are the caller's.
 ///
 /// # Errors
 /// EAGAIN when there is none.
-pub fn receive_supervisor() -> Result<Option<i32>> {
+pub fn receive_order() -> Result<(Order, [i32; ORDER_FDS_MAX])> {
     const MSG_DONTWAIT_CMSG_CLOEXEC: usize = 0x40 | 0x4000_0000;
-    let mut word = 0_u64;
-    let mut rights = Rights { len: 0, level: 0, kind: 0, fd: -1, pad: 0 };
-    let vector = [(&raw mut word) as usize, size_of::<u64>()];
+    const HEADER_BYTES: usize = 16;
+    let mut order = Order::default();
+    let mut rights = OrderRights { len: 0, level: 0, kind: 0, fds: [-1; ORDER_FDS_MAX] };
+    let vector = [(&raw mut order) as usize, size_of::<Order>()];
     let mut message = Message {
         name: 0,
         name_len: 0,
         vector: &raw const vector,
         vector_len: 1,
         control: (&raw mut rights) as usize,
-        control_len: size_of::<Rights>(),
+        control_len: size_of::<OrderRights>(),
         flags: 0,
     };
     let at = (&raw mut message) as usize;
-    // SAFETY: the message points to one word and to room for one control message, all alive here.
+    // SAFETY: the message points to one order and to room for one control message, all alive here.
     raw::check(unsafe { raw::syscall(nr::RECVMSG, raw::fd_arg(SOCKET_FD), at, MSG_DONTWAIT_CMSG_CLOEXEC, 0, 0, 0) })?;
     // SAFETY: the kernel wrote through pointers; reading back volatile keeps the compiler from its earlier knowledge.
-    let word = unsafe { (&raw const word).read_volatile() };
+    let order = unsafe { (&raw const order).read_volatile() };
     // SAFETY: as above.
     let rights = unsafe { (&raw const rights).read_volatile() };
-    let passed =
-        (rights.len == RIGHTS_BYTES && rights.level == SOL_SOCKET && rights.kind == SCM_RIGHTS).then_some(rights.fd);
-    match passed {
-        Some(fd) if word == SUPERVISOR => Ok(Some(fd)),
-        Some(fd) => raw::close(raw::fd_arg(fd)).map(|_| None),
-        None => Ok(None),
+    let mut fds = [-1; ORDER_FDS_MAX];
+    if rights.level == SOL_SOCKET && rights.kind == SCM_RIGHTS {
+        let count = rights.len.saturating_sub(HEADER_BYTES) / size_of::<i32>();
+        for (to, from) in fds.iter_mut().zip(rights.fds).take(count) {
+            *to = from;
+        }
     }
+    Ok((order, fds))
 }
 
 /// Makes `to` another name of what `from` names and closes `from`.

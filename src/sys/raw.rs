@@ -33,6 +33,7 @@ pub mod nr {
     pub const CLOSE: usize = 3;
     pub const LSEEK: usize = 8;
     pub const MMAP: usize = 9;
+    pub const MUNMAP: usize = 11;
     pub const RT_SIGPROCMASK: usize = 14;
     pub const IOCTL: usize = 16;
     pub const SOCKET: usize = 41;
@@ -70,6 +71,7 @@ pub mod nr {
     pub const DUP3: usize = 292;
     pub const PRLIMIT64: usize = 302;
     pub const OPENAT: usize = 257;
+    pub const MKDIRAT: usize = 258;
     pub const SETNS: usize = 308;
     pub const SECCOMP: usize = 317;
     pub const EXECVEAT: usize = 322;

@@ -194,12 +194,22 @@ impl Drop for Stack {
     }
 }
 
-/// Makes a user namespace whose uids 0..`count` are `uids`..`uids + count` outside, and gids alike, and returns its
-/// descriptor.
+/// How the ids of a user namespace are mapped: `count` from `inside` on are those from `outside` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// First one in the namespace.
+    pub inside: u32,
+    /// First one outside.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// Makes a user namespace with these uids and gids, and returns its descriptor.
 ///
 /// # Errors
 /// What clone3(2) or writing the maps says; ENOSPC or EPERM where user namespaces are not allowed.
-pub fn user_namespace(uids: u32, gids: u32, count: u32, proc_dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub fn user_namespace(uids: IdRange, gids: IdRange, proc_dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, openat};
     let mut stack = Stack::new()?;
     let parent = std::ptr::without_provenance_mut(std::process::id() as usize);
@@ -215,8 +225,8 @@ pub fn user_namespace(uids: u32, gids: u32, count: u32, proc_dir: BorrowedFd<'_>
         )
     }?;
     let made = (|| {
-        for (file, base) in [("uid_map", uids), ("gid_map", gids)] {
-            let map = format!("0 {base} {count}\n");
+        for (file, ids) in [("uid_map", uids), ("gid_map", gids)] {
+            let map = format!("{} {} {}\n", ids.inside, ids.outside, ids.count);
             let fd = openat(proc_dir, format!("{pid}/{file}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
             rustix::io::retry_on_intr(|| rustix::io::write(&fd, map.as_bytes()))?;
         }
@@ -250,7 +260,7 @@ type Entry = unsafe extern "C" fn(*mut libc::c_void) -> !;
 
 /// # Safety
 /// `entry` must be sound to run with `argument` beside the caller, on `stack`, which must outlive the child.
-unsafe fn clone_into(
+pub(super) unsafe fn clone_into(
     flags: usize,
     entry: Entry,
     argument: *mut libc::c_void,

@@ -15,6 +15,7 @@ mod peer;
 mod place;
 
 mod audit;
+mod claims;
 mod clients;
 mod container;
 mod control;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use halsup::engine::{Change, Effect, Ended, Engine, Fate, Input, Phase, WorkerRecord};
+use halsup::engine::{Change, Effect, Ended, Engine, Fate, Input, Phase, PoolRecord, WorkerRecord};
 use halsup::spec::{Generation, PoolId, Size, WorkerId};
 
 use crate::dice::Dice;
@@ -96,7 +96,7 @@ impl Files {
                 }
                 Change::Pool(id, wanted) => {
                     match wanted.zip(promises.pools.get(&id)) {
-                        Some((wanted, pool)) => self.pools.insert(id, (wanted, pool.policy.size)),
+                        Some((PoolRecord { wanted, .. }, pool)) => self.pools.insert(id, (wanted, pool.policy.size)),
                         None => self.pools.remove(&id),
                     };
                 }
@@ -280,7 +280,7 @@ impl World {
         self.engine.handle(
             match nothing {
                 true => Input::PoolDefined(id, Box::new(policy)),
-                false => Input::PoolRestored(id, Box::new(policy), wanted, records),
+                false => Input::PoolRestored(id, Box::new(policy), PoolRecord { wanted, paused: false }, records),
             },
             self.now,
         );

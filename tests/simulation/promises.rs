@@ -66,6 +66,9 @@ impl Promises {
             Input::StopRequested(call, target) => self.stop_requested(*call, *target, now),
             Input::KillRequested(call, target, signal) => self.kill_requested(*call, *target, *signal, now),
             Input::ScaleRequested(call, pool, wanted) => self.scale_requested(*call, *pool, *wanted, now),
+            Input::ClaimRequested(..) | Input::ReleaseRequested(..) | Input::WarmRequested(..) | Input::Paused(..) => {
+                // `claims.rs` has a world of its own.
+            }
             Input::ResetRequested(call, target) => self.reset_requested(*call, *target, now),
             Input::ShutdownRequested(patience) => self.shutdown_requested(now.after(*patience), now),
             Input::Spawned(id, generation) => self.fact(*id, *generation, |place, policy| place.runs(policy, now)),
@@ -385,6 +388,7 @@ impl Promises {
                 self.finished = true;
                 Ok(())
             }
+            Effect::Bind(..) => Err("a worker was bound that nobody claimed".to_owned()),
             Effect::Signal(id, ..) | Effect::Kill(id, _) | Effect::Ping(id, _) | Effect::Forget(id) => {
                 self.hold_owed(*id, effect)
             }

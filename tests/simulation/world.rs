@@ -391,6 +391,7 @@ impl World {
             | Effect::StateChanged(..)
             | Effect::Certify(..)
             | Effect::Forget(_)
+            | Effect::Bind(..)
             | Effect::Answer(..) => {}
         }
     }

@@ -10,7 +10,9 @@ use super::super::state::Daemon;
 use crate::engine::{State, Target as EngineTarget, Time, WorkerView};
 use crate::host::cgroup::{Availability, wanted_limits};
 use crate::host::spawn::pid_of;
-use crate::protocol::control::{Controllers, Occupancy, PROTOCOL, PoolInfo, StateCounts, StatusReply, WorkerInfo};
+use crate::protocol::control::{
+    ClaimsInfo, Controllers, Occupancy, PROTOCOL, PoolInfo, StateCounts, StatusReply, WorkerInfo,
+};
 use crate::spec::PoolId;
 
 /// How many reasons are told where limits are not held.
@@ -110,7 +112,23 @@ impl Daemon {
         for view in self.views(EngineTarget::Pool(pool.id)) {
             counts.add(worker_state(view.state));
         }
-        PoolInfo { name: pool.spec.name.to_string(), service: pool.spec.service, min, max, wanted, counts }
+        let name = pool.spec.name.to_string();
+        PoolInfo { name, service: pool.spec.service, min, max, wanted, claims: self.claims_info(pool), counts }
+    }
+
+    fn claims_info(&self, pool: &Pool) -> Option<ClaimsInfo> {
+        let policy = pool.spec.policy.claims?;
+        let (view, limits) = (self.engine.claims(pool.id), &pool.spec.limits);
+        Some(ClaimsInfo {
+            warm: view.warm,
+            busy: view.leased,
+            sessions_max: policy.sessions_max,
+            idle_timeout_seconds: policy.idle_timeout.as_secs(),
+            paused: view.paused,
+            memory_bytes: limits.memory_bytes.map(|limit| limit.value),
+            cpu_millis: limits.cpu_millis.map(|limit| limit.value),
+            pids: limits.pids.map(|limit| limit.value),
+        })
     }
 
     /// Every worker, or those of a pool, as `List` tells them.
@@ -142,7 +160,7 @@ impl Daemon {
             pool: pool.map_or_else(String::new, |pool| pool.spec.name.to_string()),
             slot: worker.slot,
             state: worker_state(view.state),
-            occupancy: is_ready.then_some(Occupancy::Warm),
+            occupancy: is_ready.then_some(if view.leased { Occupancy::Busy } else { Occupancy::Warm }),
             generation: view.generation.map(|generation| generation.0),
             pid: live.and_then(|live| live.main_pid.or_else(|| pid_of(live.main.as_ref()?))),
             init_pid: live.and_then(|live| u32::try_from(live.init_pid).ok()),
@@ -159,6 +177,7 @@ impl Daemon {
             last_exit: self.last_exit.get(&worker).copied(),
             limits_enforced: limits_reason.is_none(),
             limits_reason,
+            session: self.sessions.of(worker).map(super::super::session::Session::info),
         }
     }
 

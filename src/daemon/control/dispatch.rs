@@ -119,7 +119,11 @@ impl Daemon {
             | Request::Restart(_)
             | Request::Kill(_)
             | Request::Reset(_)
+            | Request::Release(_)
+            | Request::Warm(_)
             | Request::Scale(_)) => return self.order(asked, &request),
+            Request::Claim(request) => return self.claim(asked, &request),
+            Request::Pause(request) => return self.ordered_pause(asked, &request),
             Request::Reload(_) => return self.ordered_reload(asked),
             Request::Upgrade(request) => return self.ordered_upgrade(asked, &request),
             Request::Shutdown(request) => return self.ordered_shutdown(asked, &request),

@@ -7,6 +7,7 @@
 //! come, and `flush_clients` at the end of each turn.
 
 mod answers;
+mod claim;
 mod client;
 mod dispatch;
 mod follow;
@@ -34,6 +35,7 @@ use mio::Interest;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
+use self::claim::Claims;
 use self::client::Client;
 pub(super) use self::client::Task;
 pub(super) use self::dispatch::{Asked, Outcome};
@@ -128,6 +130,7 @@ pub(super) struct Control {
     clients: BTreeMap<u32, Client>,
     next_number: u64,
     orders: Orders,
+    claims: Claims,
     lines: FollowedLines,
     /// When something refused was last logged, and how often it was not since.
     complained: Option<Time>,
@@ -157,6 +160,7 @@ impl Control {
             clients: BTreeMap::new(),
             next_number: 0,
             orders: Orders::default(),
+            claims: Claims::default(),
             lines: FollowedLines::default(),
             complained: None,
             unsaid: 0,

@@ -58,6 +58,22 @@ pub(super) struct Orders {
     last: u64,
 }
 
+impl Orders {
+    /// A number for a call that the engine answers; `None` while too many are open.
+    pub(super) fn next_call(&mut self) -> Option<CallId> {
+        if self.open.len() >= ORDERS_MAX {
+            return None;
+        }
+        self.last = self.last.wrapping_add(1) & (OWN_CALLS - 1);
+        Some(CallId(self.last))
+    }
+
+    /// The latest of those numbers.
+    pub(super) const fn latest(&self) -> u64 {
+        self.last
+    }
+}
+
 /// Whether a target reaches a worker.
 pub(super) fn covers(target: EngineTarget, worker: WorkerId) -> bool {
     match target {
@@ -129,14 +145,18 @@ impl Daemon {
             Request::Start(request) | Request::Stop(request) | Request::Restart(request) | Request::Reset(request) => {
                 request.target.clone()
             }
+            Request::Release(request) => request.target.clone(),
             Request::Kill(request) => request.target.clone(),
             Request::Scale(request) => Target::Pool(request.pool.clone()),
+            Request::Warm(request) => Target::Pool(request.pool.clone()),
             Request::GetInfo(_)
             | Request::GetInterfaceDescription(_)
             | Request::Ping(_)
             | Request::Status(_)
             | Request::List(_)
             | Request::Inspect(_)
+            | Request::Claim(_)
+            | Request::Pause(_)
             | Request::Logs(_)
             | Request::Events(_)
             | Request::Stats(_)
@@ -161,11 +181,12 @@ impl Daemon {
             Ok(target) => target,
             Err(error) => return error.into(),
         };
-        if self.control.orders.open.len() >= ORDERS_MAX {
-            return Error::Saturated {}.into();
+        if matches!(request, Request::Release(_))
+            && let Some(refusal) = self.ordered_release(asked, request, target)
+        {
+            return refusal.into();
         }
-        self.control.orders.last = self.control.orders.last.wrapping_add(1) & !OWN_CALLS;
-        let call = CallId(self.control.orders.last);
+        let Some(call) = self.control.orders.next_call() else { return Error::Saturated {}.into() };
         let Some((input, wish, text)) = translate(request, call, target) else {
             return Error::Refused { reason: "this is no order".into() }.into();
         };
@@ -205,6 +226,9 @@ impl Daemon {
         if call.0 & OWN_CALLS != 0 {
             return self.answer_own(call, answer);
         }
+        if self.refuse_claim(call, answer) {
+            return;
+        }
         let Some(order) = self.control.orders.open.remove(&call) else { return };
         let Some((place, number)) = order.waits else { return };
         let reply = self.outcome(&order, answer);
@@ -235,6 +259,13 @@ impl Daemon {
                 Error::Refused { reason }.to_reply()
             }
             Answer::ShuttingDown => Error::ShuttingDown {}.to_reply(),
+            Answer::NotClaimable => {
+                let reason =
+                    format!("workers of {} cannot be claimed: write `claims = true` into the pool", order.shown);
+                Error::Refused { reason }.to_reply()
+            }
+            // Answers to claims, which are no orders.
+            Answer::NoneWarm | Answer::Full { .. } | Answer::ClaimFailed(_) => Error::Saturated {}.to_reply(),
         }
     }
 
@@ -277,6 +308,12 @@ fn translate(request: &Request, call: CallId, target: EngineTarget) -> Option<(I
             (Input::KillRequested(call, target, kill.signal), Wish::Reached, text)
         }
         (Request::Reset(_), _) => (Input::ResetRequested(call, target), Wish::Nothing, "reset".into()),
+        (Request::Release(_), EngineTarget::Worker(worker)) => {
+            (Input::ReleaseRequested(call, worker), Wish::Nothing, "release".into())
+        }
+        (Request::Warm(_), EngineTarget::Pool(pool)) => {
+            (Input::WarmRequested(call, pool), Wish::Up, "warm a worker of".into())
+        }
         (Request::Scale(scale), EngineTarget::Pool(pool)) => (
             Input::ScaleRequested(call, pool, scale.count),
             Wish::UpTo(scale.count),

@@ -61,6 +61,10 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Kill(_)
         | Request::Reset(_)
         | Request::Scale(_)
+        | Request::Claim(_)
+        | Request::Release(_)
+        | Request::Warm(_)
+        | Request::Pause(_)
         | Request::Logs(_)
         | Request::Events(_)
         | Request::Stats(_)
@@ -90,7 +94,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 31] = [
+    const TABLE: [(&str, char); 35] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -103,6 +107,10 @@ mod tests {
         ("Kill", 'w'),
         ("Reset", 'w'),
         ("Scale", 'w'),
+        ("Claim", 'w'),
+        ("Release", 'w'),
+        ("Warm", 'w'),
+        ("Pause", 'w'),
         ("Logs", 'o'),
         ("Events", 'o'),
         ("Stats", 'o'),
@@ -146,7 +154,10 @@ mod tests {
             ("List", Object::OneOfWeb) => return None,
             ("Scale", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "count": 1 }),
             ("Scale", Object::OneOfWeb | Object::Every) => return None,
-            ("Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Stats" | "Certificates", _) => {
+            ("Claim" | "Warm", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
+            ("Pause", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "paused": true }),
+            ("Claim" | "Warm" | "Pause", Object::OneOfWeb | Object::Every) => return None,
+            ("Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Release" | "Stats" | "Certificates", _) => {
                 serde_json::json!({ "target": target })
             }
             ("Logs", _) => serde_json::json!({ "worker": target }),
@@ -198,7 +209,11 @@ mod tests {
                 assert!(allows(Principal { uid: 0, ..caller }, 999, &request, &[]), "{method}: root");
             }
         }
-        assert_eq!(seen, 12 * (20 + 9 * 4 + 3 + 2), "twenty verbs of the daemon, nine of any target, List and Scale");
+        assert_eq!(
+            seen,
+            12 * (20 + 10 * 4 + 3 + 4 * 2),
+            "twenty of the daemon, ten of any target, List, four of a pool"
+        );
     }
 
     #[test]

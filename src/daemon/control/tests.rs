@@ -209,6 +209,7 @@ fn control() -> Control {
         clients: BTreeMap::new(),
         next_number: 0,
         orders: Orders::default(),
+        claims: Claims::default(),
         lines: FollowedLines::default(),
         complained: None,
         unsaid: 0,

@@ -124,6 +124,26 @@ pub(super) fn apply(
     Ok(enforcement)
 }
 
+/// As [`apply`], for a cgroup that has other limits: those that `limits` does not name are lifted.
+pub(super) fn apply_anew(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    controllers: &Controllers,
+    limits: &Limits,
+    mode: LimitsMode,
+) -> Result<Enforcement, CgroupError> {
+    let lifted = [
+        (LimitName::MemoryMax, limits.memory_bytes.is_none()),
+        (LimitName::CpuMax, limits.cpu_millis.is_none()),
+        (LimitName::PidsMax, limits.pids.is_none()),
+    ];
+    for (limit, _) in lifted.into_iter().filter(|(_, is_lifted)| *is_lifted) {
+        // One that cannot be lifted was never in force.
+        enforce(dir, name, controllers, &WantedLimit { limit, value: "max".to_owned(), asked: false })?;
+    }
+    apply(dir, name, controllers, limits, mode)
+}
+
 /// Which of `limits` are in force in the cgroup at `dir` without writing any: for a worker that is taken over.
 pub(super) fn look(
     dir: BorrowedFd<'_>,

@@ -64,6 +64,14 @@ impl WorkerCgroup {
         outcome
     }
 
+    /// Rewrites the limits of one that nothing runs in yet but its init.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn limit(&self, pool: &PoolCgroup, limits: &Limits, mode: LimitsMode) -> Result<Enforcement, CgroupError> {
+        limits::apply_anew(self.dir.as_fd(), &self.leaf, pool.controllers(), limits, mode)
+    }
+
     /// Opens one that exists, as a walk found it.
     ///
     /// # Errors

@@ -217,6 +217,15 @@ fn worker() -> WorkerInfo {
         last_exit: Some(Cause::Signal(9)),
         limits_enforced: false,
         limits_reason: Some("memory controller is missing".into()),
+        session: Some(SessionInfo {
+            name: "hal-9000-web".into(),
+            owner: 1000,
+            project: Some("/home/x/web".into()),
+            created: "2026-01-01T00:00:00Z".into(),
+            terminal: true,
+            command: vec!["bash".into()],
+            labels: vec!["a=b".into()],
+        }),
     }
 }
 
@@ -296,7 +305,24 @@ fn status() -> StatusReply {
         state_trouble: Some("write state: No space left on device".into()),
         log_filter: "info".into(),
         counts: counts(),
-        pools: vec![PoolInfo { name: "web".into(), service: false, min: 1, max: 5, wanted: 3, counts: counts() }],
+        pools: vec![PoolInfo {
+            name: "web".into(),
+            service: false,
+            min: 1,
+            max: 5,
+            wanted: 3,
+            claims: Some(ClaimsInfo {
+                warm: 2,
+                busy: 1,
+                sessions_max: 100,
+                idle_timeout_seconds: 300,
+                paused: false,
+                memory_bytes: Some(1),
+                cpu_millis: Some(2000),
+                pids: Some(100),
+            }),
+            counts: counts(),
+        }],
     }
 }
 
@@ -357,9 +383,13 @@ fn every_reply_is_as_described() {
     replies.hold("Inspect", &InspectReply { workers: vec![inspection()] });
     let failures = vec![Failure { worker: "web.3".into(), reason: "exec: not found".into() }];
     let change = ChangeReply { achieved: 1, wanted: 2, failures };
-    for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale"] {
+    for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Release", "Warm"] {
         replies.hold(method, &change);
     }
+    replies.hold("Pause", &Empty {});
+    let claimed =
+        ClaimReply { session: "hal-9000-web".into(), worker: "web.3".into(), generation: 7, warm: true, pid: Some(9) };
+    replies.hold("Claim", &claimed);
     let entry =
         LogEntry { worker: "web.3".into(), stream: Stream::Stderr, time: "2026-01-01".into(), text: "hello".into() };
     replies.hold("Logs", &LogsReply { entries: vec![entry] });
@@ -409,7 +439,10 @@ fn every_method_has_a_request_with_the_described_parameters() {
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
         "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "usage": true, "names": ["data"],
-        "image": "alpine", "name": "data", "default_name": "a/b:c", "replace": true,
+        "image": "alpine", "default_name": "a/b:c", "replace": true,
+        "name": "site", "project": "/home/x", "project_target": "/w", "project_read_only": true, "mounts": ["/a:/b"],
+        "command": ["sh"], "env": ["A=b"], "secrets": ["k=v"], "memory_bytes": 1, "cpu_millis": 1, "pids": 1, "rows": 24,
+        "columns": 80, "labels": ["a=b"], "warm_only": true, "paused": true,
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };

@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 use super::super::service::{self, ServiceError};
 use super::super::varlink::Call;
 use super::{
-    HoldVolumesRequest, INTERFACE, ImageImportRequest, ImageRequest, LAST_DEFAULT, LAST_MAX, LOG_FILTER_BYTES_MAX,
-    LOG_LINES_DEFAULT, LOG_LINES_MAX, ListVolumesRequest, SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Target,
-    VolumeRequest,
+    ClaimRequest, HoldVolumesRequest, INTERFACE, ImageImportRequest, ImageRequest, LAST_DEFAULT, LAST_MAX,
+    LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, ListVolumesRequest, PauseRequest, PoolRequest,
+    SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Target, VolumeRequest,
 };
 use crate::spec::{PoolName, Role};
 
@@ -39,7 +39,7 @@ pub struct ListRequest {
     pub pool: Option<PoolName>,
 }
 
-/// Parameters of `Inspect`, `Start`, `Stop`, `Restart` and `Reset`.
+/// Parameters of `Inspect`, `Start`, `Stop`, `Restart`, `Reset` and `Release`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetRequest {
@@ -254,6 +254,14 @@ requests! {
     Reset(TargetRequest) = INTERFACE Operate,
     /// Set the size of a pool.
     Scale(ScaleRequest) = INTERFACE Operate,
+    /// Take a worker for oneself.
+    Claim(Box<ClaimRequest>) = INTERFACE Operate,
+    /// Give a claimed worker back.
+    Release(TargetRequest) = INTERFACE Operate,
+    /// Have one more warm worker made.
+    Warm(PoolRequest) = INTERFACE Operate,
+    /// Let a pool be as it is, or not any more.
+    Pause(PauseRequest) = INTERFACE Operate,
     /// What workers wrote.
     Logs(LogsRequest) = INTERFACE Observe,
     /// What happened.
@@ -350,6 +358,10 @@ impl Request {
             | Self::Kill(_)
             | Self::Reset(_)
             | Self::Scale(_)
+            | Self::Claim(_)
+            | Self::Release(_)
+            | Self::Warm(_)
+            | Self::Pause(_)
             | Self::Stats(_)
             | Self::Certificates(_)
             | Self::Reload(_)
@@ -377,12 +389,16 @@ impl Request {
             | Self::Start(request)
             | Self::Stop(request)
             | Self::Restart(request)
+            | Self::Release(request)
             | Self::Reset(request) => Scope::of(Some(&request.target)),
             Self::Kill(request) => Scope::of(Some(&request.target)),
             Self::Logs(request) => Scope::of(Some(&request.worker)),
             Self::Stats(request) => Scope::of(request.target.as_ref()),
             Self::Certificates(request) => Scope::of(request.target.as_ref()),
             Self::Scale(request) => Scope::Pool(&request.pool),
+            Self::Claim(request) => Scope::Pool(&request.pool),
+            Self::Warm(request) => Scope::Pool(&request.pool),
+            Self::Pause(request) => Scope::Pool(&request.pool),
             Self::List(request) => request.pool.as_ref().map_or(Scope::EveryPool, Scope::Pool),
             Self::Events(_) => Scope::EveryPool,
             Self::GetInfo(_)
@@ -411,6 +427,10 @@ impl Request {
         let (parameter, ok) = match self {
             Self::Kill(request) => ("signal", request.signal.is_none_or(|signal| (1..=64).contains(&signal))),
             Self::Scale(request) => ("count", request.count <= SCALE_COUNT_MAX),
+            Self::Claim(request) => {
+                let wrong = request.out_of_range();
+                (wrong.unwrap_or_default(), wrong.is_none())
+            }
             Self::Logs(request) => ("lines", request.lines() <= LOG_LINES_MAX),
             Self::Events(request) => ("last", request.last() <= LAST_MAX),
             Self::Certificates(request) => ("last", request.last() <= LAST_MAX),
@@ -431,6 +451,9 @@ impl Request {
             | Self::Stop(_)
             | Self::Restart(_)
             | Self::Reset(_)
+            | Self::Release(_)
+            | Self::Warm(_)
+            | Self::Pause(_)
             | Self::Stats(_)
             | Self::Reload(_)
             | Self::Doctor(_)
@@ -463,18 +486,18 @@ fn shown(text: &str) -> String {
     text.chars().take(120).collect()
 }
 
-mod pool_name {
+pub(super) mod pool_name {
     //! A pool's name as JSON: the grammar of `spec`, nothing else.
 
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::spec::PoolName;
 
-    pub(super) fn serialize<S: Serializer>(name: &PoolName, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(name: &PoolName, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(name.as_str())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PoolName, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PoolName, D::Error> {
         PoolName::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }

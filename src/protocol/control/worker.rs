@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, DeathCertificate};
+use super::{Cause, ClaimsInfo, DeathCertificate, SessionInfo};
 
 /// What a worker is doing, everywhere the same words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -170,6 +170,8 @@ pub struct PoolInfo {
     pub max: u32,
     /// How many it is to have now.
     pub wanted: u32,
+    /// Of a pool whose workers can be claimed; its sizes are those of the warm ones.
+    pub claims: Option<ClaimsInfo>,
     /// Its workers by state.
     pub counts: StateCounts,
 }
@@ -270,6 +272,8 @@ pub struct WorkerInfo {
     pub limits_enforced: bool,
     /// Why not.
     pub limits_reason: Option<String>,
+    /// Who has it and for what, if it is claimed.
+    pub session: Option<SessionInfo>,
 }
 
 /// One resource limit of a worker.

@@ -8,6 +8,7 @@
 //! environment over default.
 
 mod check;
+mod claims;
 mod command;
 mod daemon;
 mod error;
@@ -29,6 +30,7 @@ pub use check::check_pools;
 pub use command::{PoolOverrides, pool_from_command};
 pub use daemon::LOG_CATEGORIES;
 pub use error::{CONFIG_ERRORS_MAX, ConfigError, ConfigErrors};
+pub use paths::parse_bind;
 pub use reference::reference;
 
 use super::{Config, PoolName};

@@ -77,24 +77,31 @@ pub(super) fn seccomp(node: &Node<'_>) -> Result<Seccomp, Fault> {
 
 /// `SOURCE`, `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`.
 pub(super) fn bind(node: &Node<'_>) -> Result<Bind, Fault> {
+    parse_bind(node.text()?).map_err(|expected| node.fault(expected))
+}
+
+/// Reads `/path`, `/path:/inside` or `/path:/inside:rw`.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_bind(text: &str) -> Result<Bind, &'static str> {
     const EXPECTED: &str = "\"/path\", \"/path:/inside\" or \"/path:/inside:rw\", both absolute without \"..\"";
-    let text = node.text()?;
     let parts: Vec<&str> = text.split(':').collect();
     let (source, target, writable) = match *parts.as_slice() {
         [source] => (source, source, false),
         [source, target] | [source, target, "ro"] => (source, target, false),
         [source, target, "rw"] => (source, target, true),
-        _ => return Err(node.fault(EXPECTED)),
+        _ => return Err(EXPECTED),
     };
     if !is_absolute(source) || !is_absolute(target) {
-        return Err(node.fault(EXPECTED));
+        return Err(EXPECTED);
     }
     let bind = Bind { source: normal(source), target: normal(target), writable };
     if bind.target == Path::new("/") || KERNEL_TREES.iter().any(|tree| bind.target.starts_with(tree)) {
-        return Err(node.fault("a path inside other than / and what is in /proc, /sys and /dev"));
+        return Err("a path inside other than / and what is in /proc, /sys and /dev");
     }
     if bind.source.file_name().is_some_and(|name| name == "docker.sock") {
-        return Err(node.fault("anything but the Docker socket: whoever has it is root on the host"));
+        return Err("anything but the Docker socket: whoever has it is root on the host");
     }
     Ok(bind)
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::claims::ClaimsDraft;
 use super::error::{Fault, Faults, Place};
 use super::keys::{Written, apply, nearest, walk};
 use super::node::Node;
@@ -15,6 +16,9 @@ use crate::spec::{
     Identity, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ready, Restart, Root,
     Seccomp, Size, Startup, Stop,
 };
+
+/// What runs in a claimed worker when the claim says nothing else.
+const SHELL: &str = "/bin/sh";
 
 /// A pool may have at most this many workers, and so may all pools together.
 pub(super) const WORKERS_MAX: u32 = 10_000;
@@ -53,6 +57,8 @@ impl PoolSpec {
             heartbeat_probe: None,
             listen: Vec::new(),
             log: LogSpec { max_bytes: 10 << 20, keep: 3, json: false },
+            projects: Vec::new(),
+            terminal: false,
             on_supervisor_death: OnSupervisorDeath::EndAfter(Duration::from_secs(60)),
         }
     }
@@ -80,6 +86,7 @@ impl Default for PoolPolicy {
             },
             heartbeat: None,
             stop: Stop { signal: 15, grace: Duration::from_secs(10), kill_timeout: Duration::from_secs(10) },
+            claims: None,
         }
     }
 }
@@ -91,6 +98,7 @@ pub(super) struct PoolDraft {
     pub(super) size: Option<u32>,
     pub(super) min: Option<u32>,
     pub(super) max: Option<u32>,
+    pub(super) claims: Option<ClaimsDraft>,
     pub(super) heartbeat: HeartbeatDraft,
     pub(super) written: Written,
     pub(super) place: Place,
@@ -129,6 +137,7 @@ impl PoolDraft {
             size: None,
             min: None,
             max: None,
+            claims: None,
             heartbeat: HeartbeatDraft::default(),
             written: Written::new(),
             place,
@@ -153,6 +162,9 @@ impl PoolDraft {
                 faults.note(self.apply(key.name, text, Place::outside(key.variable)));
             }
         }
+        if let Some(claims) = &mut self.claims {
+            faults.append(claims.fill_from(environment));
+        }
         faults
     }
 
@@ -163,7 +175,16 @@ impl PoolDraft {
     /// Checks the keys against each other.
     pub(super) fn finish(mut self) -> Result<Checked, Faults> {
         let mut faults = Faults::default();
-        if let Some(size) = faults.note(self.finish_size()) {
+        if let Some(claims) = self.claims.take() {
+            if let Some((size, policy)) = faults.note(claims.finish(&self.place_of("claims"))) {
+                (self.spec.policy.size, self.spec.policy.claims) = (size, Some(policy));
+            }
+            self.spec.projects = claims.projects;
+            self.check_claims(&mut faults);
+            if !self.written.contains_key("command") {
+                self.spec.command = vec![SHELL.to_owned()];
+            }
+        } else if let Some(size) = faults.note(self.finish_size()) {
             self.spec.policy.size = size;
         }
         self.spec.policy.startup.waits_for_ready = self.spec.ready != Ready::Exec;
@@ -182,6 +203,15 @@ impl PoolDraft {
         self.check_limits(&mut faults);
         self.check_ports(&mut faults);
         faults.or(()).map(|()| Checked { spec: self.spec, written: self.written, place: self.place })
+    }
+
+    /// What waits to be claimed runs nothing yet that could be ready, beat or listen.
+    fn check_claims(&self, faults: &mut Faults) {
+        for key in ["size", "min", "max", "ready", "heartbeat", "base_port", "listen"] {
+            if let Some(place) = self.written.get(key) {
+                faults.push(place.fault(format!("{key} is written beside claims"), "one of them"));
+            }
+        }
     }
 
     fn finish_size(&self) -> Result<Size, Fault> {

@@ -8,7 +8,7 @@ use super::error::Faults;
 use super::keys::{Bounds, Key};
 use super::node::Node;
 use super::pool::{PoolDraft, WORKERS_MAX, command, variable};
-use super::{paths, pool_tables};
+use super::{claims, paths, pool_tables};
 use crate::spec::signal::parse_signal;
 use crate::spec::{Cpuset, Identity, Limit, OnSupervisorDeath, VOLUMES_MAX};
 
@@ -365,6 +365,32 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         what: "Pause between two batches. None by default, because a start takes less than a millisecond.",
         set: |pool, node| {
             pool.spec.policy.startup.batch_delay = node.duration()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "claims",
+        aliases: &[],
+        variable: "",
+        kind: "boolean or table",
+        default: "false",
+        bounds: Bounds::None,
+        what: "Whether workers wait, warm, until somebody claims them; then `command` (default `[\"/bin/sh\"]`) is what a claim starts that names no command. Instead of `size`.",
+        set: |pool, node| {
+            not_for_services(pool, node)?;
+            claims::claims(&mut pool.claims, node)
+        },
+    },
+    Key {
+        name: "terminal",
+        aliases: &[],
+        variable: "",
+        kind: "boolean",
+        default: "false",
+        bounds: Bounds::None,
+        what: "Whether the program runs on a terminal of its own, which `halsup attach` shows.",
+        set: |pool, node| {
+            pool.spec.terminal = node.boolean()?;
             Ok(())
         },
     },

@@ -2,6 +2,7 @@
 //!
 //! What is printed here is what is checked; nothing of it is written a second time.
 
+use super::claims::CLAIM_KEYS;
 use super::daemon::{KEYS as DAEMON_KEYS, ROLE_KEYS};
 use super::keys::Key;
 use super::pool_keys::KEYS as POOL_KEYS;
@@ -60,6 +61,7 @@ pub fn reference() -> String {
     let pools = "A pool of like workers. `[service.NAME]` is the same for a supervised singleton, without `size`, `min` and `max`.";
     section(&mut out, "`[pool.NAME]` and `[service.NAME]`", pools, POOL_KEYS);
     section(&mut out, "`[pool.NAME.restart]`", "Or `restart = true` or `false`.", RESTART_KEYS);
+    section(&mut out, "`[pool.NAME.claims]`", "Or `claims = true` or `false`. Docs: `docs/sessions.md`.", CLAIM_KEYS);
     section(&mut out, "`[pool.NAME.heartbeat]`", "Or `heartbeat = true` or `false`.", HEARTBEAT_KEYS);
     section(&mut out, "`[pool.NAME.log]`", "Files of the worker's output.", LOG_KEYS);
     out.push('\n');
@@ -68,6 +70,7 @@ pub fn reference() -> String {
     out.push_str(ENVIRONMENT);
     variables(&mut out, "daemon", DAEMON_KEYS);
     variables(&mut out, "pool.NAME", POOL_KEYS);
+    variables(&mut out, "pool.NAME.claims", CLAIM_KEYS);
     out
 }
 

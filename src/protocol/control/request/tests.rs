@@ -29,8 +29,12 @@ fn one_of_each() -> Vec<Request> {
         Request::Stop(target.clone()),
         Request::Restart(TargetRequest { target: Target::All }),
         Request::Kill(KillRequest { target: Target::All, signal: Some(15) }),
-        Request::Reset(target),
+        Request::Reset(target.clone()),
         Request::Scale(ScaleRequest { pool: web.clone(), count: 5 }),
+        Request::Claim(Box::new(ClaimRequest { pids: Some(7), ..ClaimRequest::of(web.clone()) })),
+        Request::Release(target),
+        Request::Warm(PoolRequest { pool: web.clone() }),
+        Request::Pause(PauseRequest { pool: web.clone(), paused: true }),
         Request::Logs(LogsRequest { worker: Target::Pool(web), lines: Some(100), follow: Some(false) }),
         Request::Events(EventsRequest { last: Some(5), follow: None }),
         Request::Stats(StatsRequest { target: Some(Target::All) }),
@@ -125,7 +129,8 @@ fn null_and_absent_are_the_same_where_a_parameter_may_be_missing() {
 fn what_changes_something_needs_more_than_observe() {
     for request in one_of_each() {
         let (_, name) = request.method();
-        let changes = ["Start", "Stop", "Restart", "Kill", "Reset", "Scale"].contains(&name);
+        let of_workers = ["Start", "Stop", "Restart", "Kill", "Reset", "Release"];
+        let changes = of_workers.contains(&name) || ["Scale", "Claim", "Warm", "Pause"].contains(&name);
         let admin = [
             "Reload",
             "Upgrade",

@@ -1,0 +1,259 @@
+//! Who has a worker to itself: claims of warm workers, leases, releases, and how many stay warm beside them.
+//!
+//! A claim takes the worker that has been warm for longest, or, where there is none and the caller agrees, the place of one
+//! that is started for it. What is leased is not counted among the pool's own, so each claim leaves a deficit that is
+//! closed at once. A leased worker belongs to its holder until its end: it is never started again, never given to
+//! another, and its place goes with it. Never binds anything: the daemon carries [`Effect::Bind`] out.
+
+use super::calls::{Ask, Wish};
+use super::machine::Engine;
+use super::orders::count;
+use super::pool::Pool;
+use super::step::{After, Event, Phase};
+use super::timers::Key;
+use super::worker::Worker;
+use super::{Answer, CallId, Cause, ClaimsView, Effect, Origin, Supply, Time};
+use crate::spec::{ClaimPolicy, PoolId, WorkerId};
+
+/// Who has a worker to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lease {
+    /// This call does, as soon as it is ready.
+    Asked(CallId),
+    /// Somebody to whom it was bound.
+    Held,
+}
+
+/// What a pool keeps of its claims.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    /// Ready and nobody's, the one that has been so for longest first.
+    pub(super) warm: std::collections::BTreeSet<(Time, u32)>,
+    /// Places that are neither leased nor being given up.
+    pub(super) own: u32,
+    /// Leased places, those that are being ended included.
+    pub(super) leased: u32,
+    /// Warm ones beyond the size that it is to have, until nobody has wanted them for a while.
+    pub(super) extra: u32,
+    /// Nothing is added or given up by itself.
+    pub(super) paused: bool,
+    next_slot: u32,
+    pub(super) armed: Option<Time>,
+}
+
+/// A number that a place can have is below this.
+const SLOTS_MAX: u32 = 1 << 20;
+
+impl Pool {
+    /// How many places that are not leased it is to have.
+    pub(super) const fn room(&self) -> u32 {
+        self.wanted.saturating_add(self.claims.extra)
+    }
+
+    /// Numbers for new places. Those of places that are being given up are taken back, but where there are claims: there
+    /// numbers count on, so that a name is not used again soon.
+    pub(super) fn free_slots(&mut self, count: u32) -> Vec<u32> {
+        if self.policy.claims.is_some() {
+            return (0..count).map(|_| self.next_slot()).collect();
+        }
+        let is_own = |worker: &Worker| worker.lease.is_none() && worker.after != Some(After::Gone);
+        let mut taken = self.slots.iter().filter(|(_, worker)| is_own(worker)).map(|(&slot, _)| slot).peekable();
+        let free = (0..SLOTS_MAX).filter(|slot| taken.next_if_eq(slot).is_none());
+        free.take(usize::try_from(count).unwrap_or(usize::MAX)).collect()
+    }
+
+    /// A number that nobody has.
+    pub(super) fn next_slot(&mut self) -> u32 {
+        while self.slots.contains_key(&self.claims.next_slot) {
+            self.claims.next_slot = (self.claims.next_slot + 1) % SLOTS_MAX;
+        }
+        let slot = self.claims.next_slot;
+        self.claims.next_slot = (slot + 1) % SLOTS_MAX;
+        slot
+    }
+
+    /// Counts all places anew: what they count as depends on the policy.
+    pub(super) fn count_again(&mut self) {
+        (self.claims.own, self.claims.leased) = (0, 0);
+        self.claims.warm.clear();
+        let counted: Vec<_> =
+            self.slots.iter().map(|(&slot, worker)| (slot, worker.account(self.policy.claims))).collect();
+        for (slot, account) in counted {
+            self.account(slot, Account::NONE, account);
+        }
+    }
+
+    /// Takes over the accounts of one place, as it is now; [`Account::NONE`] is a place that is not there.
+    pub(super) fn account(&mut self, slot: u32, before: Account, after: Account) {
+        let claims = &mut self.claims;
+        claims.own = claims.own + u32::from(after.own) - u32::from(before.own);
+        claims.leased = claims.leased + u32::from(after.leased) - u32::from(before.leased);
+        if before.warm_since != after.warm_since {
+            if let Some(since) = before.warm_since {
+                claims.warm.remove(&(since, slot));
+            }
+            if let Some(since) = after.warm_since {
+                claims.warm.insert((since, slot));
+            }
+        }
+    }
+}
+
+/// What one place counts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Account {
+    own: bool,
+    leased: bool,
+    warm_since: Option<Time>,
+}
+
+impl Account {
+    /// A place that is not there.
+    pub(super) const NONE: Self = Self { own: false, leased: false, warm_since: None };
+}
+
+impl Worker {
+    /// What it counts as in a pool with these claims.
+    pub(super) fn account(&self, claims: Option<ClaimPolicy>) -> Account {
+        let leased = self.lease.is_some();
+        let own = !leased && self.after != Some(After::Gone);
+        let warm = own && claims.is_some() && self.phase == Phase::Running && self.after.is_none();
+        Account { own, leased, warm_since: if warm { self.ready_at } else { None } }
+    }
+}
+
+impl Engine {
+    /// Gives a worker to whoever asks.
+    pub(super) fn claim(&mut self, call: CallId, id: PoolId, supply: Supply, now: Time) {
+        if self.refused(call) {
+            return;
+        }
+        let Some(pool) = self.pools.get_mut(&id).filter(|pool| !pool.removed) else {
+            return self.effects.push_back(Effect::Answer(call, Answer::NotFound));
+        };
+        let Some(policy) = pool.policy.claims else {
+            return self.effects.push_back(Effect::Answer(call, Answer::NotClaimable));
+        };
+        if pool.claims.leased >= policy.sessions_max {
+            return self.effects.push_back(Effect::Answer(call, Answer::Full { max: policy.sessions_max }));
+        }
+        let warm = pool.claims.warm.first().map(|&(_, slot)| slot);
+        let slot = match (warm, supply) {
+            (Some(slot), _) => slot,
+            (None, Supply::WarmOrCold) => pool.next_slot(),
+            (None, Supply::WarmOnly) => {
+                return self.effects.push_back(Effect::Answer(call, Answer::NoneWarm));
+            }
+        };
+        let worker = WorkerId { pool: id, slot };
+        if warm.is_none() {
+            self.add(worker, now);
+        }
+        pool_take(self.pools.get_mut(&id), warm.is_some());
+        self.lease(worker, call);
+        self.fit_to_size(id, now);
+        self.rest_extras(id, now);
+    }
+
+    fn lease(&mut self, id: WorkerId, call: CallId) {
+        let Some(pool) = self.pools.get_mut(&id.pool) else { return };
+        let Some(worker) = pool.slots.get_mut(&id.slot) else { return };
+        let before = worker.account(pool.policy.claims);
+        worker.lease = Some(Lease::Asked(call));
+        let bound = worker.bind(Origin::Warm, &mut self.effects);
+        let after = worker.account(pool.policy.claims);
+        pool.account(id.slot, before, after);
+        if bound {
+            self.changed.insert(id);
+        }
+    }
+
+    /// Ends a lease: the worker is ended with its holder's work, and its place is given up. Answered when it is empty.
+    pub(super) fn release(&mut self, call: CallId, id: WorkerId, now: Time) {
+        if self.find(id).is_none_or(|worker| worker.lease.is_none()) {
+            return self.effects.push_back(Effect::Answer(call, Answer::NotFound));
+        }
+        let patience = self.stop_bound(&[id]);
+        self.apply(id, Event::Stop(After::Gone, Cause::Released), now);
+        let pending = if self.is_falling(id) { [(id, Wish::Down)].into() } else { std::collections::BTreeSet::new() };
+        self.wait(call, Ask::Down(vec![id]), pending, now.after(patience));
+    }
+
+    /// Has one more warm worker made than there are to be, as far as the policy allows. Answered when it is ready.
+    pub(super) fn warm(&mut self, call: CallId, id: PoolId, now: Time) {
+        if self.refused(call) {
+            return;
+        }
+        let Some(pool) = self.pools.get_mut(&id).filter(|pool| !pool.removed) else {
+            return self.effects.push_back(Effect::Answer(call, Answer::NotFound));
+        };
+        if pool.policy.claims.is_none() {
+            return self.effects.push_back(Effect::Answer(call, Answer::NotClaimable));
+        }
+        let size = pool.policy.size;
+        if pool.room() >= size.max {
+            let refusal = Answer::OutOfRange { min: size.min, max: size.max };
+            return self.effects.push_back(Effect::Answer(call, refusal));
+        }
+        pool.claims.extra += 1;
+        let wanted = pool.room();
+        self.fit_to_size(id, now);
+        self.rest_extras(id, now);
+        self.await_size(call, id, wanted, now);
+    }
+
+    /// Lets a pool be as it is, or has it be as it is to be again.
+    pub(super) fn pause(&mut self, id: PoolId, paused: bool, now: Time) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        pool.claims.paused = paused;
+        self.changed_pools.insert(id);
+        self.fit_to_size(id, now);
+    }
+
+    /// The claims of a pool.
+    #[must_use]
+    pub fn claims(&self, id: PoolId) -> ClaimsView {
+        let view = |pool: &Pool| {
+            let claims = &pool.claims;
+            ClaimsView { warm: count(claims.warm.len()), leased: claims.leased, paused: claims.paused }
+        };
+        self.pools.get(&id).map(view).unwrap_or_default()
+    }
+
+    /// From now on, extra workers have so long to be wanted.
+    fn rest_extras(&mut self, id: PoolId, now: Time) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        let timeout = pool.policy.claims.map(|claims| claims.idle_timeout);
+        let due = timeout.filter(|_| pool.claims.extra > 0).map(|timeout| now.after(timeout));
+        self.timers.arm(Key::Idle(id), &mut pool.claims.armed, due);
+    }
+
+    /// Nobody has wanted the extra workers: they leave.
+    pub(super) fn idle_is_due(&mut self, id: PoolId, now: Time) {
+        if let Some(pool) = self.pools.get_mut(&id) {
+            pool.claims.armed = None;
+            pool.claims.extra = 0;
+            self.fit_to_size(id, now);
+        }
+    }
+}
+
+/// A claim of a warm worker uses up an extra one first.
+fn pool_take(pool: Option<&mut Pool>, warm: bool) {
+    if let Some(pool) = pool.filter(|_| warm) {
+        pool.claims.extra = pool.claims.extra.saturating_sub(1);
+    }
+}
+
+impl Worker {
+    /// Gives it to the call that has asked for it, if it is ready; whether it did.
+    pub(super) fn bind(&mut self, origin: Origin, effects: &mut std::collections::VecDeque<Effect>) -> bool {
+        let (Some(Lease::Asked(call)), Phase::Running, Some(generation)) = (self.lease, self.phase, self.generation)
+        else {
+            return false;
+        };
+        self.lease = Some(Lease::Held);
+        effects.push_back(Effect::Bind(self.id, generation, call, origin));
+        true
+    }
+}
