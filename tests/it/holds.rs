@@ -62,6 +62,12 @@ fn stalled(daemon: &Daemon) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run it")
 }
 
+/// Waits until the export packs: then it knows who stands still.
+fn await_packing(export: &mut Child) {
+    let mut header = [0; 10];
+    export.stdout.as_mut().expect("piped").read_exact(&mut header).expect("the archive begins");
+}
+
 #[test]
 fn a_backup_under_load_is_of_one_moment_and_is_brought_back() {
     needs!(Root, CgroupTree, Userns, Python3);
@@ -130,6 +136,7 @@ fn whoever_dies_in_the_middle_leaves_nobody_frozen() {
     // The daemon dies: the command says that the copy is none, and lets the worker go on.
     let mut export = stalled(&daemon);
     daemon.wait_until("a frozen worker", |_| is_frozen(&frozen).then_some(()));
+    await_packing(&mut export);
     crate::look::signal(i32::try_from(daemon.pid()).expect("a pid"), rustix::process::Signal::KILL);
     let mut rest = Vec::new();
     export.stdout.take().expect("piped").read_to_end(&mut rest).expect("read it");
@@ -158,6 +165,7 @@ fn a_worker_that_is_started_meanwhile_spoils_it() {
     let frozen = cgroup(&daemon);
     let mut export = stalled(&daemon);
     daemon.wait_until("a frozen worker", |_| is_frozen(&frozen).then_some(()));
+    await_packing(&mut export);
     assert_eq!(daemon.cli(&["scale", "web", "1"]).status, 0);
     assert_eq!(daemon.cli(&["kill", "web.0"]).status, 0);
     daemon.wait_event(|event| event["kind"] == "state" && event["state"] == "healthy" && event["generation"] == 2);
