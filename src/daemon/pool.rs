@@ -194,7 +194,7 @@ pub(super) fn prepare(
         (Root::Directory(_) | Root::Host | Root::Image(_), _) => None,
     };
     Ok(Prepared {
-        template: templates.get(TemplateSpec::new(&root, &spec.binds, &hidden))?,
+        template: templates.get(TemplateSpec::new(&root, &spec.binds, &hidden, &volume_places(spec)))?,
         image,
         lacks,
         lower,
@@ -207,6 +207,11 @@ pub(super) fn prepare(
         host_ids,
         rlimits: rlimits(&spec.rlimits),
     })
+}
+
+/// Where its volumes appear inside.
+fn volume_places(spec: &PoolSpec) -> Vec<PathBuf> {
+    spec.volumes.iter().map(|volume| volume.target.clone()).collect()
 }
 
 /// What a root is, once images are looked up.
