@@ -2,11 +2,14 @@
 //!
 //! The only place of the command line that talks to the daemon.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -92,6 +95,44 @@ impl Client {
         self.send(request, false)?;
         let (answer, _) = self.answer(request)?;
         Ok((answer, (self.stream, self.decoder.take_rest())))
+    }
+
+    /// As [`Client::call_more`], with a descriptor beside the call.
+    ///
+    /// # Errors
+    /// The daemon's refusal, a lost connection, or what `each` returned.
+    pub(super) fn call_more_with<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        fd: BorrowedFd<'_>,
+        mut each: impl FnMut(T) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let method = request.method().1;
+        let mut call = request.to_call();
+        call.more = true;
+        self.pass(&call.encode(), fd).map_err(|source| self.failed(method, source))?;
+        loop {
+            let (answer, continues) = self.answer(request)?;
+            each(answer)?;
+            if !continues {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes with a descriptor beside the first byte.
+    fn pass(&mut self, bytes: &[u8], fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        self.stream.set_write_timeout(Some(self.patience))?;
+        self.stream.set_read_timeout(None)?;
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(rustix::io::Errno::NOBUFS.into());
+        }
+        let text = [IoSlice::new(bytes)];
+        let sent = sendmsg(&self.stream, &text, &mut control, SendFlags::NOSIGNAL)?;
+        self.stream.write_all(bytes.get(sent..).unwrap_or_default())
     }
 
     /// Waits until the daemon closes the connection; what it still says is dropped.

@@ -83,6 +83,12 @@ pub(super) enum Error {
     Run { source: Box<Self> },
     #[error("read standard input")]
     Input { source: std::io::Error },
+    #[error("pull {name}: skopeo: {reason}")]
+    Pull { name: String, reason: String },
+    #[error(
+        "pull {name}: skopeo is not installed: install it, or import an archive of the image by `halsup image import FILE --name {name}`"
+    )]
+    NoSkopeo { name: String },
     #[error("write the answer")]
     Output { source: std::io::Error },
     /// Who read our output has gone: no error of ours.
@@ -138,6 +144,8 @@ impl Error {
             | Self::Terminal { .. }
             | Self::Ended { .. }
             | Self::Input { .. }
+            | Self::Pull { .. }
+            | Self::NoSkopeo { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
     }

@@ -22,6 +22,10 @@ mod error;
 mod events;
 mod exec;
 mod human;
+mod image;
+mod image_import;
+mod image_layout;
+mod image_pull;
 mod inspect;
 mod kill;
 mod log;
@@ -101,6 +105,9 @@ enum Verb {
     #[command(subcommand)]
     Pool(pool::Verb),
     Reset(reset::Reset),
+    /// Import, list and remove images, the root file systems of workers.
+    #[command(subcommand)]
+    Image(image::Verb),
     Logs(logs::Logs),
     Attach(attach::Attach),
     Send(send::Send),
@@ -136,6 +143,7 @@ impl Verb {
             Self::Release(verb) => verb.run(context),
             Self::Pool(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
+            Self::Image(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
             Self::Attach(verb) => verb.run(context),
             Self::Send(verb) => verb.run(context),
@@ -156,6 +164,10 @@ impl Verb {
 
 /// Runs the program and returns its exit status.
 pub fn main() -> std::process::ExitCode {
+    // Not for people, and before anything that a caller could have set is looked at.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::archive::VERB) {
+        return crate::archive::main().into();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage(error).into(),

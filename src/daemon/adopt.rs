@@ -397,6 +397,7 @@ impl Daemon {
                 enforcement,
                 chore: Chore {
                     trees: birth.trees,
+                    image: birth.image,
                     frees: birth.frees,
                     ledger_at: Some(init.ledger_at),
                     ..Chore::default()

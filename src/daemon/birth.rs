@@ -58,6 +58,8 @@ pub(super) enum BirthError {
     PortInUse { port: u16, holder: Option<String> },
     #[error("write down that it is started: {trouble}")]
     Unwritten { trouble: String },
+    #[error("{lacks}")]
+    NoImage { lacks: String },
     #[error("its pool is gone")]
     NoPool,
 }
@@ -75,6 +77,7 @@ impl BirthError {
             Self::Step { .. } => "sockets",
             Self::PortInUse { .. } => "port",
             Self::Unwritten { .. } => "state",
+            Self::NoImage { .. } => "image",
             Self::NoPool => "pool",
         }
     }
@@ -218,10 +221,20 @@ impl Daemon {
         self.inputs.push(Input::SpawnFailed(worker, generation));
     }
 
-    fn try_spawn(&mut self, worker: WorkerId, generation: Generation, made: &mut Made) -> Result<(), BirthError> {
+    /// Whether nothing stands in the way of a spawn that is known beforehand.
+    fn check_ready_to_spawn(&self, worker: WorkerId) -> Result<(), BirthError> {
         if let Some(trouble) = self.persist.trouble() {
             return Err(BirthError::Unwritten { trouble: trouble.to_owned() });
         }
+        let pool = self.pools.get(&worker.pool).ok_or(BirthError::NoPool)?;
+        match &pool.prepared.lacks {
+            Some(lacks) => Err(BirthError::NoImage { lacks: lacks.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn try_spawn(&mut self, worker: WorkerId, generation: Generation, made: &mut Made) -> Result<(), BirthError> {
+        self.check_ready_to_spawn(worker)?;
         let pool = self.pools.get(&worker.pool).ok_or(BirthError::NoPool)?;
         let name = pool.worker_name(worker.slot);
         let port = environment::port(pool, worker.slot);
@@ -254,6 +267,7 @@ impl Daemon {
             port,
             work_name: place.clone(),
             trees: made.chore.trees.clone(),
+            image: made.chore.image.clone(),
             started_msec: super::clock::msec(started),
             listen: pool.spec.listen.iter().map(listen_text).collect(),
             channel: ends.channel.is_some(),
@@ -348,6 +362,7 @@ impl Daemon {
         if pool.spec.root == Root::Host {
             return Ok(None);
         }
+        made.chore.image.clone_from(&pool.prepared.image);
         made.chore.trees.push((Place::Overlay, place.to_owned()));
         let stage = make_dir(self.shared.overlay_dirs.as_fd(), place, 0o700).map_err(step("make its overlay"))?;
         let upper = make_dir(stage.as_fd(), "upper", 0o755).map_err(step("make its overlay"))?;

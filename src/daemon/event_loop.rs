@@ -81,6 +81,9 @@ impl Daemon {
                 Some(Source::Trial) => self.on_trial(),
                 Some(Source::OwnFiles) => self.on_own_files(),
                 Some(Source::Limits) => self.on_limits(),
+                Some(Source::Import(number)) => self.on_import(number),
+                Some(Source::ImportEnd(number)) => self.on_import_end(number),
+                Some(Source::PullEnd(number)) => self.on_pull_end(number),
                 // Heard above; and what was closed meanwhile has nothing more to say.
                 Some(Source::Exit(_)) | None => {}
             }
@@ -105,6 +108,8 @@ impl Daemon {
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
                 Timer::Upgrade => self.on_upgrade_timer(),
+                Timer::Import(number) => self.on_import_timeout(number),
+                Timer::Pull(number) => self.on_pull_timeout(number),
                 Timer::Chores => self.chores.append(&mut self.late_chores),
                 Timer::WriteState => self.write_state_again(),
                 Timer::LookAtExit(worker, generation) => {

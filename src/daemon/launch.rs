@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::images::Images;
 use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
@@ -21,6 +22,7 @@ use super::own_files::OwnFiles;
 use super::passed::Passed;
 use super::pool::remove_stale_in;
 use super::probe::Probes;
+use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::recover::{Recovery, end_leftovers};
 use super::reload::{FIRST_START, discard_sockets, prepare_all};
@@ -37,6 +39,7 @@ use crate::host::cgroup::{CgroupRoot, Location};
 use crate::host::container;
 use crate::host::handover::unblock_signals;
 use crate::host::identity::IdPool;
+use crate::host::image_store::ImageStore;
 use crate::host::init_image::init_program;
 use crate::host::ledger::Ledger;
 use crate::host::mounts::private_null;
@@ -144,14 +147,27 @@ impl Daemon {
     fn begin(&mut self, old_config: Option<&str>) {
         self.state = DaemonState::Running;
         self.forget_untaken_pidfds();
-        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
-        self.catch_up_with_manager();
         self.set_watchdog();
-        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        let ready = self.begin_pulls();
+        if ready {
+            self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+            self.catch_up_with_manager();
+            tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        }
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
         self.reap_orphans();
         self.restart_what_differs(old_config);
+        if ready {
+            self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
+        }
+    }
+
+    /// Says that the daemon is ready, after what it has waited for.
+    pub(super) fn say_ready(&mut self) {
+        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        self.catch_up_with_manager();
+        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
         self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
     }
 
@@ -175,6 +191,8 @@ impl Daemon {
     }
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
+        self.end_pulls();
+        self.end_imports("the daemon ends");
         if self.leaves {
             self.end_alone();
             return ran;
@@ -270,6 +288,7 @@ pub(super) struct Directories {
     pub(super) work: OwnedFd,
     pub(super) notify: OwnedFd,
     pub(super) overlay: OwnedFd,
+    pub(super) images: ImageStore,
     logs: OwnedFd,
     /// One on each: either may be shared with another daemon by mistake.
     locks: [OwnedFd; 2],
@@ -297,6 +316,7 @@ impl Directories {
             work: below(runtime.as_fd(), &spec.runtime_dir, "work")?,
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
+            images: ImageStore::open(state.as_fd(), &spec.state_dir)?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
             locks,
             state,
@@ -407,9 +427,10 @@ fn shared(
     (ids, ranges): (IdPool, IdPool),
     ledger: Ledger,
     stacks: Vec<Stack>,
-) -> Result<Shared, Error> {
+) -> Result<(Shared, Images), Error> {
     let daemon = own_pidfd().map_err(|source| Error::Start { operation: "open a pidfd of this process", source })?;
-    Ok(Shared {
+    let images = Images::new(dirs.images);
+    let shared = Shared {
         init: Rc::new(init_program()?),
         work_dirs: dirs.work,
         notify_dirs: dirs.notify,
@@ -422,7 +443,8 @@ fn shared(
         ledger,
         daemon,
         locks: dirs.locks,
-    })
+    };
+    Ok((shared, images))
 }
 
 /// The text of the configuration in force, which is kept for a later daemon.
@@ -441,6 +463,7 @@ fn let_signals_through(handover: Option<&Handover>) -> Result<(), Error> {
     through.map_err(|source| Error::Start { operation: "let signals through", source })
 }
 
+#[expect(clippy::too_many_lines, reason = "most of it is one field a line")]
 fn assemble(
     config: Config,
     options: RunOptions,
@@ -452,17 +475,16 @@ fn assemble(
     let_signals_through(handover.as_ref())?;
     // What has a name in the file system comes last, so that a start that fails leaves none.
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
-    let origin = Origin::of(&mut passed, handover.as_mut());
-    let mut control = Control::open(&config.daemon, origin, &mut sources)
+    let mut control = Control::open(&config.daemon, Origin::of(&mut passed, handover.as_mut()), &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
     let config_text = config_text(handover.as_ref(), &options, &mut past.persist);
     let now = clock::now();
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
     let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
-    let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
     let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
+    let (shared, images) = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
         spec: config.daemon,
         config_path: options.config_path.clone(),
@@ -470,10 +492,10 @@ fn assemble(
         engine: Engine::with_last_generation(now.0, found.generation.max(fd_store.last())),
         now,
         started: now,
-        started_wall,
+        started_wall: handover.as_ref().map_or_else(clock::wall, Handover::started),
         state: DaemonState::Starting,
         cgroups: None,
-        shared: shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?,
+        shared,
         pools: BTreeMap::new(),
         names: BTreeMap::new(),
         next_pool: 0,
@@ -496,6 +518,8 @@ fn assemble(
         ready_files: ReadyFiles::default(),
         limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
+        images,
+        pulls: Pulls::default(),
         chores: found.chores,
         late_chores: VecDeque::new(),
         events: EventLog::default(),

@@ -17,6 +17,7 @@ mod events;
 mod exit;
 mod fd_store;
 mod hold;
+mod images;
 mod launch;
 mod limit_watch;
 mod live;
@@ -31,6 +32,7 @@ mod persist;
 mod pool;
 mod probe;
 mod probe_socket;
+mod pulls;
 mod ready_file;
 mod recover;
 mod reload;
@@ -54,6 +56,7 @@ pub use upgrade::Handover;
 
 use crate::host::cgroup::CgroupError;
 use crate::host::container;
+use crate::host::image_store::StoreError;
 use crate::host::init_image::ImageError;
 use crate::host::ledger::LedgerError;
 use crate::host::mounts::MountError;
@@ -136,6 +139,9 @@ pub enum Error {
     /// Where inits write down how their workers ended.
     #[error("prepare the exit ledger")]
     Ledger(#[from] LedgerError),
+    /// The images.
+    #[error("prepare the store of images")]
+    Images(#[from] StoreError),
     /// What outlives the daemon.
     #[error("read the state of an earlier daemon")]
     State(#[from] StateFileError),

@@ -104,6 +104,14 @@ impl Daemon {
         let mut inits: Option<BTreeMap<i32, WorkerId>> = None;
         for _ in 0..CHILDREN_A_TURN {
             let Ok(Some(pid)) = peek_ended() else { return };
+            if let Some(import) = self.import_of(pid) {
+                self.on_import_end(import);
+                continue;
+            }
+            if let Some(pull) = self.pull_of(pid) {
+                self.on_pull_end(pull);
+                continue;
+            }
             if self.is_trial(pid) {
                 self.on_trial();
                 continue;

@@ -44,6 +44,12 @@ pub(super) enum Source {
     OwnFiles,
     /// A file appeared in some worker's directory.
     Files,
+    /// The reader of an archive reports, by the number of the import.
+    Import(u64),
+    /// The reader of an archive has ended.
+    ImportEnd(u64),
+    /// The pull of an image has ended, by its number.
+    PullEnd(u64),
 }
 
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use super::RunOptions;
 use super::control::Control;
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::images::Images;
 use super::limit_watch::LimitWatch;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
@@ -20,6 +21,7 @@ use super::own_files::OwnFiles;
 use super::persist::Persist;
 use super::pool::Pool;
 use super::probe::Probes;
+use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::session::Sessions;
 use super::signals::Signals;
@@ -76,6 +78,8 @@ pub(super) enum Place {
     Notify,
     /// `Shared::overlay_dirs`.
     Overlay,
+    /// What is unfinished or unwanted in the store of images.
+    Image,
 }
 
 /// Something that is free for another worker once nothing is left that belongs to it.
@@ -99,6 +103,8 @@ pub(super) struct Chore {
     /// How often the host had no room to remove it.
     pub(super) tries: u32,
     pub(super) trees: Vec<(Place, String)>,
+    /// Digest of the image that was its root, which stays until the worker is gone.
+    pub(super) image: Option<String>,
     pub(super) frees: Option<Freed>,
     pub(super) ledger_at: Option<u64>,
 }
@@ -153,6 +159,8 @@ pub(super) struct Daemon {
     pub(super) chores: VecDeque<Chore>,
     /// Those that the host had no room for a moment ago.
     pub(super) late_chores: VecDeque<Chore>,
+    pub(super) images: Images,
+    pub(super) pulls: Pulls,
     pub(super) events: EventLog,
     pub(super) control: Control,
     pub(super) log: LogHandle,

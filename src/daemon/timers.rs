@@ -32,6 +32,10 @@ pub(super) enum Timer {
     Notify,
     /// Look at an upgrade again, or end its trial.
     Upgrade,
+    /// An archive has had its time, by the number of its import.
+    Import(u64),
+    /// The pull of an image has had its time.
+    Pull(u64),
     /// Write down what could not be written.
     WriteState,
     /// Remove once more what could not be removed.

@@ -89,7 +89,8 @@ impl TemplateSpec {
     #[must_use]
     pub fn new(root: &Root, binds: &[Bind], hidden: &[PathBuf]) -> Self {
         let directory = match root {
-            Root::Host => None,
+            // An image is resolved to a directory before.
+            Root::Host | Root::Image(_) => None,
             Root::Directory(path) => Some(path.clone()),
         };
         let binds = binds.iter().map(|b| (b.source.clone(), b.target.clone(), b.writable)).collect();
@@ -254,8 +255,11 @@ pub fn carried_bind(number: usize) -> String {
     format!("/carry/bind-{number}")
 }
 
-/// Makes a detached mount the root of this namespace and lets go of the old one.
-fn enter_root(tree: &OwnedFd) -> Result<()> {
+/// Makes a detached mount the root of this process's mount namespace and lets go of the old one.
+///
+/// # Errors
+/// [`MountError::Step`].
+pub fn enter_root(tree: &OwnedFd) -> Result<()> {
     attach(tree, "/")?;
     rustix::process::fchdir(tree).map_err(step("enter", "the new root"))?;
     rustix::process::pivot_root(".", ".").map_err(step("pivot to", "the new root"))?;

@@ -7,6 +7,7 @@
 mod certificate;
 mod claim;
 mod error;
+mod image;
 mod reply;
 mod request;
 mod target;
@@ -20,6 +21,9 @@ pub use claim::{
     CLAIM_ITEMS_MAX, ClaimReply, ClaimRequest, Claimed, ClaimsInfo, PauseRequest, PoolRequest, is_session_name,
 };
 pub use error::{Error, Failure as CallFailure};
+pub use image::{
+    ImageImportReply, ImageImportRequest, ImageInfo, ImageInspectReply, ImageListReply, ImageRemoveReply, ImageRequest,
+};
 pub use reply::{
     AttachReply, CertificatesReply, ChangeReply, Check, ConfigReply, DoctorReply, Empty, Event, EventKind, EventsReply,
     Failure, InspectReply, ListReply, LogEntry, LogsReply, ReloadReply, SessionInfo, SessionsReply, SetLogReply,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{InstanceName, PoolName, PoolPolicy};
+use super::{ImageName, InstanceName, PoolName, PoolPolicy};
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,36 @@ pub struct DaemonSpec {
     pub roles: Vec<RoleGrant>,
     /// One deadline for stopping everything at shutdown.
     pub shutdown_timeout: Duration,
+    /// Images that may be roots; empty is all.
+    pub image_allow: Vec<ImageName>,
+    /// What is done at the start about images that pools name and that are not there.
+    pub image_pull: ImagePull,
+}
+
+/// What is done at a daemon's start about images that are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImagePull {
+    /// They are pulled before the daemon is ready.
+    First,
+    /// They are pulled in the background.
+    Lazily,
+    /// Nothing.
+    Never,
+}
+
+impl DaemonSpec {
+    /// Whether an image may be a root.
+    ///
+    /// # Errors
+    /// It is not in the list; the sentence has the list.
+    pub fn check_image(&self, image: &ImageName) -> Result<(), String> {
+        if self.image_allow.is_empty() || self.image_allow.contains(image) {
+            return Ok(());
+        }
+        let allowed: Vec<&str> = self.image_allow.iter().map(ImageName::as_str).collect();
+        let allowed = allowed.join(", ");
+        Err(format!("Security violation: image '{image}' not in allowlist; `image_allow` has {allowed}"))
+    }
 }
 
 /// Whether defaults that cannot be enforced are errors.
@@ -145,6 +175,8 @@ pub enum Root {
     Host,
     /// A writable overlay on this directory.
     Directory(PathBuf),
+    /// A writable overlay on the files of an imported image.
+    Image(ImageName),
 }
 
 /// Which network namespace a worker is in.

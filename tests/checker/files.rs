@@ -12,7 +12,7 @@ const RUNTIME: [&str; 5] = ["control.sock", "exits", "lock", "notify", "work"];
 /// What of it stays: an empty directory and a lock do no harm, and a lock that is removed is no lock.
 const RUNTIME_LEFT: [&str; 4] = ["exits", "lock", "notify", "work"];
 /// What is in its state directory, always.
-const STATE: [&str; 7] = ["certificates", "certificates.1", "lock", "logs", "overlay", "quarantine", "state"];
+const STATE: [&str; 8] = ["certificates", "certificates.1", "images", "lock", "logs", "overlay", "quarantine", "state"];
 
 /// What is in a directory; nothing where it is not there.
 pub(crate) fn entries(dir: &Path) -> Vec<PathBuf> {
@@ -84,6 +84,9 @@ pub(crate) fn none(instance: &Instance, found: &mut Findings) {
     for dir in work_places(instance) {
         own_entries(instance, &dir).into_iter().for_each(|entry| left(entry.display().to_string()));
     }
+    // What is not finished is nobody's once the daemon has ended.
+    let unfinished = own_entries(instance, &instance.state_dir.join("images/tmp"));
+    unfinished.into_iter().for_each(|entry| left(entry.display().to_string()));
     for point in mounts(&instance.dir) {
         left(format!("mount on {}", point.display()));
     }

@@ -23,6 +23,7 @@ mod crowd;
 mod faults;
 mod heartbeats;
 mod hostile;
+mod images;
 mod input;
 mod isolation;
 mod life;

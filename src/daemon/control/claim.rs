@@ -180,6 +180,10 @@ impl Daemon {
             | Request::Shutdown(_)
             | Request::SetLog(_)
             | Request::Doctor(_)
+            | Request::ImageImport(_)
+            | Request::ImageList(_)
+            | Request::ImageInspect(_)
+            | Request::ImageRemove(_)
             | Request::GetConfig(_) => return false,
         };
         // One that does not exist is nobody's.
@@ -216,7 +220,7 @@ impl Daemon {
 
 /// What a claim wants, with everything opened that it names.
 fn wanted(request: &ClaimRequest, pool: &PoolSpec, owner: u32, trusted: bool, number: u64) -> Result<Wanted, String> {
-    let name = request.name.clone().unwrap_or_else(|| made_up_name(number));
+    let name = request.session.clone().unwrap_or_else(|| made_up_name(number));
     if !is_session_name(&name) {
         return Err(format!("{name:?} is no name of a session"));
     }

@@ -104,6 +104,7 @@ impl Daemon {
                 self.control.complain(asked.by, &format!("somebody else's session: {}", request.method().1), self.now);
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
+            Ok(Request::ImageImport(request)) => self.ordered_import(asked, request, client.take_passed()),
             Ok(request) => self.carry_out(asked, request),
             Err(error) => Outcome::Reply(error.to_reply()),
         };
@@ -168,6 +169,11 @@ impl Daemon {
             Request::Doctor(_) => {
                 Reply::last(&DoctorReply { checks: super::super::doctor::checks(&self.spec.instance) })
             }
+            // Taken before, with the descriptor that belongs to it.
+            Request::ImageImport(request) => return self.ordered_import(asked, request, None),
+            Request::ImageList(_) => Reply::last(&self.told_images()),
+            Request::ImageInspect(request) => return self.inspected_image(&request),
+            Request::ImageRemove(request) => return self.ordered_image_removal(asked, &request),
             Request::GetConfig(_) => Reply::last(&ConfigReply {
                 path: self.config_path.as_ref().map(|path| path.display().to_string()),
                 text: self.config_text.clone(),

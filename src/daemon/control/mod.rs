@@ -2,7 +2,7 @@
 //!
 //! This file owns the socket and the set of connections, with their limits. `client.rs` is one connection, `dispatch.rs`
 //! what a call means, `roles.rs` who may ask, `orders.rs` what goes to the engine and comes back, `answers.rs`,
-//! `inspect.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end. Nothing here blocks, and no
+//! `inspect.rs`, `images.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end. Nothing here blocks, and no
 //! client can make it grow without bound. The loop calls `on_listener`, `on_client`, `on_client_timeout`, `answer` as facts
 //! come, and `flush_clients` at the end of each turn.
 
@@ -12,6 +12,7 @@ mod claim;
 mod client;
 mod dispatch;
 mod follow;
+mod images;
 mod inspect;
 mod orders;
 mod output;
@@ -190,7 +191,7 @@ impl Control {
                 Task::Events(_) | Task::Logs(_) | Task::Attached(_) | Task::Piped(_) => {
                     client.finish_stream();
                 }
-                Task::Order | Task::Pieces(_) | Task::Shutdown(_) => {
+                Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => {
                     client.task = Task::Idle;
                     client.say(last, now);
                 }
@@ -372,8 +373,16 @@ impl Daemon {
         let looks = matches!(client.task, Task::Attached(_)) && !client.is_gone();
         let (number, terminal) = (client.number, if looks { None } else { client.terminal.take() });
         if client.is_gone() {
-            if let Task::Piped(piped) = std::mem::take(&mut client.task) {
-                self.leave_program(*piped);
+            match std::mem::take(&mut client.task) {
+                Task::Piped(piped) => self.leave_program(*piped),
+                Task::Import(import, _) => self.cancel_import(import),
+                Task::Idle
+                | Task::Order
+                | Task::Pieces(_)
+                | Task::Events(_)
+                | Task::Logs(_)
+                | Task::Attached(_)
+                | Task::Shutdown(_) => {}
             }
             client.end(&mut self.sources);
         } else {

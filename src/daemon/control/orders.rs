@@ -171,7 +171,11 @@ impl Daemon {
             | Request::Shutdown(_)
             | Request::SetLog(_)
             | Request::Doctor(_)
-            | Request::GetConfig(_) => return Error::Refused { reason: "this is no order".into() }.into(),
+            | Request::GetConfig(_)
+            | Request::ImageImport(_)
+            | Request::ImageList(_)
+            | Request::ImageInspect(_)
+            | Request::ImageRemove(_) => return Error::Refused { reason: "this is no order".into() }.into(),
         };
         let target = match self.resolve(&wire) {
             Ok(target) => target,

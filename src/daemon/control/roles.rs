@@ -79,7 +79,11 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Shutdown(_)
         | Request::SetLog(_)
         | Request::Doctor(_)
-        | Request::GetConfig(_) => false,
+        | Request::GetConfig(_)
+        | Request::ImageImport(_)
+        | Request::ImageList(_)
+        | Request::ImageInspect(_)
+        | Request::ImageRemove(_) => false,
     }
 }
 
@@ -90,7 +94,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 31] = [
+    const TABLE: [(&str, char); 35] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -122,6 +126,10 @@ mod tests {
         ("SetLog", 'a'),
         ("Doctor", 'o'),
         ("GetConfig", 'a'),
+        ("ImageImport", 'a'),
+        ("ImageList", 'o'),
+        ("ImageInspect", 'o'),
+        ("ImageRemove", 'a'),
     ];
 
     /// What a request is about.
@@ -161,6 +169,7 @@ mod tests {
             ("Logs", _) => serde_json::json!({ "worker": target }),
             (_, Object::Web | Object::OneOfWeb | Object::Api) => return None,
             ("GetInterfaceDescription", Object::Every) => serde_json::json!({ "interface": "a.b" }),
+            ("ImageInspect" | "ImageRemove", Object::Every) => serde_json::json!({ "image": "alpine" }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
             (_, Object::Every) => serde_json::json!({}),
         };
@@ -205,8 +214,8 @@ mod tests {
         }
         assert_eq!(
             seen,
-            12 * (11 + 14 * 4 + 2 * 3 + 4 * 2),
-            "eleven of the daemon, fourteen of any target, two lists, four of a pool"
+            12 * (15 + 14 * 4 + 2 * 3 + 4 * 2),
+            "fifteen of the daemon, fourteen of any target, two lists, four of a pool"
         );
     }
 

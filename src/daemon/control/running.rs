@@ -182,6 +182,7 @@ impl Daemon {
             | Task::Logs(_)
             | Task::Attached(_)
             | Task::Piped(_)
+            | Task::Import(..)
             | Task::Shutdown(_) => None,
         })
     }

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::error::Fault;
 use super::node::Node;
-use crate::spec::{Bind, Listen, Net, Probe, Ready, Root, Seccomp};
+use crate::spec::{Bind, ImageName, Listen, Net, Probe, Ready, Root, Seccomp};
 
 /// The longest path that the kernel takes, in bytes.
 pub(super) const PATH_BYTES_MAX: usize = 4095;
@@ -49,8 +49,17 @@ pub(super) fn root(node: &Node<'_>) -> Result<Root, Fault> {
     match text {
         "host" => Ok(Root::Host),
         _ if is_absolute(text) && normal(text) != Path::new("/") => Ok(Root::Directory(normal(text))),
-        _ => Err(node.fault("\"host\" or the absolute path of a root directory")),
+        _ => match text.strip_prefix("image:").map(ImageName::parse) {
+            Some(Ok(name)) => Ok(Root::Image(name)),
+            Some(Err(error)) => Err(node.fault(format!("\"image:\" and {}", error.expected))),
+            None => Err(node.fault("\"host\", the absolute path of a root directory, or \"image:NAME\"")),
+        },
     }
+}
+
+/// The name of an image.
+pub(super) fn image(node: &Node<'_>) -> Result<ImageName, Fault> {
+    ImageName::parse(node.text()?).map_err(|error| node.fault(error.expected))
 }
 
 pub(super) fn net(node: &Node<'_>) -> Result<Net, Fault> {

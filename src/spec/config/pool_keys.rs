@@ -133,10 +133,23 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         variable: "",
         kind: "word or path",
         default: "\"host\"",
-        bounds: Bounds::Prose("host, /path"),
-        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory.",
+        bounds: Bounds::Prose("host, /path, image:NAME"),
+        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory. `image:NAME`: the same on the files of an image that was imported, such as `image:alpine:3.20`.",
         set: |pool, node| {
             pool.spec.root = paths::root(node)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "image",
+        aliases: &[],
+        variable: "WORKER_IMAGE",
+        kind: "name",
+        default: "",
+        bounds: Bounds::Prose("the name of an image"),
+        what: "`image = \"NAME\"` is `root = \"image:NAME\"`. The variable is for pools, not for services.",
+        set: |pool, node| {
+            pool.image = Some(paths::image(node)?);
             Ok(())
         },
     },

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::super::super::seeded::Seeded;
 use super::*;
+use crate::spec::ImageName;
 
 fn call(method: &str, parameters: Value) -> Call {
     let Value::Object(parameters) = parameters else { panic!("object") };
@@ -52,6 +53,14 @@ fn one_of_each() -> Vec<Request> {
         Request::SetLog(SetLogRequest { filter: "info,heartbeat=debug".into() }),
         Request::Doctor(NoParameters {}),
         Request::GetConfig(NoParameters {}),
+        Request::ImageImport(ImageImportRequest {
+            name: ImageName::parse("alpine").ok(),
+            default_name: None,
+            replace: Some(true),
+        }),
+        Request::ImageList(NoParameters {}),
+        Request::ImageInspect(ImageRequest { image: "alpine".into() }),
+        Request::ImageRemove(ImageRequest { image: "alpine".into() }),
     ]
 }
 
@@ -100,6 +109,9 @@ fn what_is_wrong_is_named() {
         ("io.halsup.Control.Events", json!({"last": 1_001}), invalid("last")),
         ("io.halsup.Control.Certificates", json!({"last": 1_001}), invalid("last")),
         ("io.halsup.Control.Shutdown", json!({"timeout_ms": 86_400_001}), invalid("timeout_ms")),
+        ("io.halsup.Control.ImageImport", json!({"name": "../x"}), invalid("name")),
+        ("io.halsup.Control.ImageInspect", json!({"image": "A"}), invalid("image")),
+        ("io.halsup.Control.ImageRemove", json!({"image": "sha256:../.."}), invalid("image")),
         ("io.halsup.Control.SetLog", json!({"filter": "x".repeat(1_025)}), invalid("filter")),
         ("io.halsup.Control.SetLog", json!({"filter": "in\u{1b}fo"}), invalid("filter")),
         ("io.halsup.Control.Logs", json!({"worker": "web", "follow": true}), ServiceError::ExpectedMore {}),
@@ -130,7 +142,8 @@ fn what_changes_something_needs_more_than_observe() {
         let (_, name) = request.method();
         let of_workers = ["Start", "Stop", "Restart", "Kill", "Reset", "Release", "Attach", "Send", "Exec"];
         let changes = of_workers.contains(&name) || ["Scale", "Claim", "Warm", "Pause"].contains(&name);
-        let admin = ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig"].contains(&name);
+        let admin =
+            ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig", "ImageImport", "ImageRemove"].contains(&name);
         let expected = if admin {
             Role::Admin
         } else if changes {

@@ -57,6 +57,8 @@ fn nothing_written_is_a_daemon_without_pools() {
         uid_base: 1_879_048_192,
         roles: Vec::new(),
         shutdown_timeout: Duration::from_secs(30),
+        image_allow: Vec::new(),
+        image_pull: crate::spec::ImagePull::First,
     };
     assert_eq!(config.daemon, expected);
 }
