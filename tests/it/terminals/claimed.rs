@@ -23,10 +23,8 @@ fn as_user(daemon: &Daemon, id: u32, arguments: &[&str]) -> Output {
 fn daemon(roles: &str, pool: &str) -> (tempfile::TempDir, Daemon) {
     let dir = tempfile::tempdir_in("/var/tmp").expect("make a directory");
     let root = dir.path().canonicalize().expect("its path");
-    let config = format!(
-        "{roles}[pool.work]\nterminal = true\n{pool}[pool.work.claims]\nmin = 2\nmax = 4\nprojects = ['{}']\n",
-        root.display()
-    );
+    let config =
+        format!("{roles}[pool.work]\n{pool}[pool.work.claims]\nmin = 2\nmax = 4\nprojects = ['{}']\n", root.display());
     let mut daemon = Daemon::start(&config);
     daemon.wait_until("warm workers", |daemon| {
         let status = daemon.cli(&["status", "--json"]).json();
@@ -38,7 +36,7 @@ fn daemon(roles: &str, pool: &str) -> (tempfile::TempDir, Daemon) {
 #[test]
 fn a_spawned_shell_is_in_its_project_and_is_come_back_to() {
     needs!(Root, CgroupTree, Program("bash"), Program("setsid"));
-    let (dir, daemon) = daemon("", "");
+    let (dir, daemon) = daemon("", "terminal = true\n");
     let project = dir.path().join("site");
     std::fs::create_dir(&project).expect("make a project");
     let path = project.canonicalize().expect("its path").display().to_string();
@@ -70,20 +68,21 @@ fn a_spawned_shell_is_in_its_project_and_is_come_back_to() {
 #[test]
 fn a_release_does_not_wait_for_a_shell_that_takes_no_notice() {
     needs!(Root, CgroupTree, Program("bash"), Program("setsid"));
-    let (_dir, daemon) = daemon("", "stop_grace = '1h'\n");
-    let mut operator = Operator::at(daemon.place(), &["spawn", "/", "--shell", "--name", "shell"]);
-    operator.waits("a refusal or a shell", |operator| !operator.screen().trim().is_empty());
-    assert_eq!(operator.ends(), 1, "/ is no project: {}", operator.screen());
-    let claimed = daemon.cli(&["claim", "--name", "shell", "--", "bash", "--norc", "-i"]);
-    assert_eq!(claimed.status, 0, "{claimed:?}");
+    let (dir, daemon) = daemon("", "terminal = false\nstop_grace = '1h'\n");
+    let path = dir.path().display().to_string();
+    let mut refused = Operator::at(daemon.place(), &["spawn", "/", "--shell"]);
+    assert_eq!(refused.ends(), 1, "/ is no project: {}", refused.screen());
+    let mut operator = Operator::at(daemon.place(), &["spawn", &path, "--shell", "--name", "shell"]);
+    operator.sees("$ ");
     assert_eq!(daemon.cli(&["release", "shell"]).status, 0);
+    assert_eq!(operator.ends(), 128 + 1, "{}", operator.screen());
 }
 
 #[test]
 fn a_session_of_one_user_is_closed_to_another() {
     needs!(Root, CgroupTree, Program("setsid"));
     let roles = format!("roles = [{{ uid = {ALICE}, role = 'operate' }}, {{ uid = {BOB}, role = 'operate' }}]\n");
-    let (_dir, daemon) = daemon(&roles, "");
+    let (_dir, daemon) = daemon(&roles, "terminal = true\n");
     let open = std::fs::Permissions::from_mode(0o711);
     std::fs::set_permissions(daemon.path(""), open).expect("let them in");
     for (user, name) in [(ALICE, "of-alice"), (BOB, "of-bob")] {
