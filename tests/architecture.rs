@@ -27,6 +27,10 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "protocol",
             "spec",
             "exit_code",
+            // It packs what it sends.
+            "archive::Writer",
+            "archive::Meta",
+            "archive::Packed",
             // This program is also the reader of archives, and packs what it sends.
             "archive::main",
             "archive::VERB",
@@ -37,6 +41,8 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "daemon::Handover",
             "daemon::Error",
             "daemon::doctor",
+            "daemon::help",
+            "daemon::recovery",
         ],
     ),
     ("gateway", &["protocol", "spec", "exit_code"]),

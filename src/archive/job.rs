@@ -14,6 +14,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::pack::{Pack, Packed};
 use super::unpack::{Limits, Totals};
 
 /// The longest message, in bytes.
@@ -33,7 +34,7 @@ pub struct Job {
 }
 
 /// What an archive is taken for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
     /// A tar of a directory's content, compressed or not; it goes into the target as it is.
@@ -41,6 +42,8 @@ pub enum Task {
     /// An image: a tar of a root file system, what `docker save` wrote, or a tar of an OCI layout. The target becomes its root
     /// file system.
     Image,
+    /// No archive yet: the target, which is not written, becomes one.
+    Pack(Pack),
 }
 
 /// What a reader of archives says.
@@ -56,6 +59,8 @@ pub enum Report {
     },
     /// All is on the disk.
     Done(Box<Done>),
+    /// All is in the archive.
+    Packed(Packed),
     /// It is not taken, and why, as one sentence.
     Refused(String),
 }

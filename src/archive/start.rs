@@ -12,10 +12,10 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{RecvFlags, recv};
 
 use super::VERB;
-use super::job::{Job, MESSAGE_BYTES_MAX, Report, send_job};
+use super::job::{Job, MESSAGE_BYTES_MAX, Report, Task, send_job};
 use crate::host::helper::{Ended, Helper};
 use crate::host::identity::{IdentityError, user_namespace};
-use crate::sys::mount::{ATTR_IDMAP, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, MountAttr, mount_setattr};
+use crate::sys::mount::{ATTR_IDMAP, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountAttr, mount_setattr};
 
 /// The process could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +62,9 @@ impl Reading {
         let userns = user_namespace(base)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = open_tree(target, "", flags).map_err(step("open the target"))?;
+        let read_only = if matches!(job.task, Task::Pack(_)) { ATTR_RDONLY } else { 0 };
         let mapped = MountAttr {
-            set: ATTR_IDMAP | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC,
+            set: ATTR_IDMAP | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC | read_only,
             userns_fd: u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&userns)).unwrap_or(u64::MAX),
             ..MountAttr::default()
         };

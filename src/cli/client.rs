@@ -135,6 +135,23 @@ impl Client {
         self.stream.write_all(bytes.get(sent..).unwrap_or_default())
     }
 
+    /// Asks, and returns the first of several answers; the others are on their way as long as this lives.
+    ///
+    /// # Errors
+    /// The daemon's refusal, or a lost connection.
+    pub(super) fn first<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, Error> {
+        self.send(request, true)?;
+        let (answer, _) = self.answer(request)?;
+        Ok(answer)
+    }
+
+    /// Whether the daemon has said nothing more, nor gone.
+    pub(super) fn is_silent(&mut self) -> bool {
+        let set = self.stream.set_nonblocking(true);
+        let read = set.and_then(|()| self.stream.read(&mut self.buffer));
+        read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// Waits until the daemon closes the connection; what it still says is dropped.
     pub(super) fn wait_for_end(&mut self) {
         while self.stream.read(&mut self.buffer).is_ok_and(|length| length > 0) {}
@@ -144,7 +161,8 @@ impl Client {
         let method = request.method().1;
         let mut call = request.to_call();
         call.more = more;
-        let at_once = request.role() == Role::Observe && !request.follows();
+        let counts = matches!(request, Request::ListVolumes(list) if list.usage == Some(true));
+        let at_once = request.role() == Role::Observe && !request.follows() && !counts;
         self.stream
             .set_write_timeout(Some(self.patience))
             .and_then(|()| self.stream.set_read_timeout(at_once.then_some(self.patience)))

@@ -4,6 +4,8 @@
 //! to stderr; an error is printed once, here.
 
 mod attach;
+mod audit;
+mod backup;
 mod capture;
 mod check;
 mod claim;
@@ -14,13 +16,18 @@ mod config;
 mod context;
 mod daemon;
 mod daemon_reexec;
+mod daemon_reset;
 mod daemon_run;
 mod daemon_start;
 mod daemon_stop;
+mod debug_bundle;
 mod doctor;
 mod error;
 mod events;
 mod exec;
+mod gc;
+mod helper;
+mod hold;
 mod human;
 mod image;
 mod image_import;
@@ -52,6 +59,8 @@ mod stopwatch;
 mod table;
 mod terminal;
 mod up;
+mod volume;
+mod volume_export;
 
 use std::path::PathBuf;
 
@@ -118,11 +127,21 @@ enum Verb {
     Sessions(sessions::Sessions),
     Events(events::Events),
     Stats(stats::Stats),
+    #[command(subcommand)]
+    Volume(volume::Verb),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
+    Gc(gc::Gc),
+    #[command(subcommand)]
+    Audit(audit::Verb),
     Check(check::Check),
     Doctor(doctor::Doctor),
+    DebugBundle(debug_bundle::DebugBundle),
     Log(log::Log),
     Completions(completions::Completions),
     Man(man::Man),
+    #[command(hide = true)]
+    Helper(helper::Helper),
 }
 
 impl Verb {
@@ -155,9 +174,16 @@ impl Verb {
             Self::Stats(verb) => verb.run(context),
             Self::Check(verb) => verb.run(context),
             Self::Doctor(verb) => verb.run(context),
+            Self::DebugBundle(verb) => verb.run(context),
             Self::Log(verb) => verb.run(context),
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),
+            Self::Volume(verb) => verb.run(context),
+            Self::Audit(verb) => verb.run(context),
+            Self::Backup(verb) => verb.run(context),
+            Self::Restore(verb) => verb.run(context),
+            Self::Gc(verb) => verb.run(context),
+            Self::Helper(verb) => verb.run(context),
         }
     }
 }
@@ -240,6 +266,11 @@ fn instance_name(text: &str) -> Result<InstanceName, String> {
 /// For clap: a target as `all`, `web`, `web.3` or the name of a session.
 fn target(text: &str) -> Result<session::Named, String> {
     text.parse().map_err(|error: crate::protocol::control::TargetError| error.to_string())
+}
+
+/// For clap: the name of a volume.
+fn volume_name(text: &str) -> Result<crate::spec::VolumeName, String> {
+    crate::spec::VolumeName::parse(text).map_err(|error| error.to_string())
 }
 
 /// For clap: the name of a pool.

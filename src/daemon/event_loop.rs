@@ -37,6 +37,7 @@ impl Daemon {
             self.hear(&ready);
             self.tick();
             self.decide();
+            self.flush_audit();
             self.flush_clients();
             self.confirm_handover();
             self.go_on_with_upgrade();
@@ -79,6 +80,7 @@ impl Daemon {
                 Some(Source::Probe(place)) => self.on_probe(place),
                 Some(Source::Files) => self.on_files(),
                 Some(Source::Trial) => self.on_trial(),
+                Some(Source::Job(number)) => self.on_job(number),
                 Some(Source::OwnFiles) => self.on_own_files(),
                 Some(Source::Limits) => self.on_limits(),
                 Some(Source::Import(number)) => self.on_import(number),
@@ -107,6 +109,8 @@ impl Daemon {
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
+                Timer::Hold(number) => self.on_hold_timer(number),
+                Timer::Job(number) => self.on_job_timeout(number),
                 Timer::Upgrade => self.on_upgrade_timer(),
                 Timer::Import(number) => self.on_import_timeout(number),
                 Timer::Pull(number) => self.on_pull_timeout(number),
@@ -130,6 +134,7 @@ impl Daemon {
 
     /// Has the engine take all inputs, writes down what it decided, and carries it out.
     pub(super) fn decide(&mut self) {
+        self.beat_for_held();
         for input in std::mem::take(&mut self.inputs) {
             self.engine.handle(input, self.now);
         }

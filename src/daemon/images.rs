@@ -434,6 +434,8 @@ impl Import {
                 self.totals = done.totals;
                 self.outcome = Some(Ok(done));
             }
+            // It was not asked to pack.
+            Report::Packed(_) => {}
             Report::Refused(sentence) => {
                 self.outcome = Some(Err(sentence.chars().take(SENTENCE_CHARS_MAX).collect()));
             }

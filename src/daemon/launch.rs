@@ -11,10 +11,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::audit::Audit;
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::holds::Holds;
 use super::images::Images;
+use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
@@ -45,6 +48,7 @@ use crate::host::ledger::Ledger;
 use crate::host::mounts::private_null;
 use crate::host::own_dir::{OwnDirError, own_dir};
 use crate::host::spawn::{PASSED_MAX, SLOTTED_STACKS_MAX, Stack, close_inherited, set_undumpable};
+use crate::host::volume::Store;
 use crate::protocol::control::DaemonState;
 use crate::spec::{Config, DaemonSpec};
 
@@ -146,6 +150,8 @@ fn give_up(cgroups: CgroupRoot) {
 impl Daemon {
     fn begin(&mut self, old_config: Option<&str>) {
         self.state = DaemonState::Running;
+        let pid = std::process::id().to_string();
+        self.audit("coordinator_start", "daemon", &[("version", env!("CARGO_PKG_VERSION")), ("pid", &pid)]);
         self.forget_untaken_pidfds();
         self.set_watchdog();
         let ready = self.begin_pulls();
@@ -157,6 +163,7 @@ impl Daemon {
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
         self.reap_orphans();
+        self.sweep_volumes();
         self.restart_what_differs(old_config);
         if ready {
             self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
@@ -178,8 +185,15 @@ impl Daemon {
         }
     }
 
+    fn audit_stop(&mut self, how: &str) {
+        let pid = std::process::id().to_string();
+        self.audit("coordinator_stop", "daemon", &[("pid", &pid), ("how", how)]);
+        self.flush_audit();
+    }
+
     /// Ends without touching a worker: all that is theirs stays where the next daemon looks for it.
     fn end_alone(mut self) {
+        self.audit_stop("workers are left");
         for log in self.logs.values_mut() {
             log.flush(clock::wall());
         }
@@ -192,6 +206,9 @@ impl Daemon {
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
         self.end_pulls();
+        self.end_jobs();
+        self.break_holds("the daemon ends");
+        self.audit_stop("workers are ended");
         self.end_imports("the daemon ends");
         if self.leaves {
             self.end_alone();
@@ -288,6 +305,8 @@ pub(super) struct Directories {
     pub(super) work: OwnedFd,
     pub(super) notify: OwnedFd,
     pub(super) overlay: OwnedFd,
+    volumes: Store,
+    all_logs: OwnedFd,
     pub(super) images: ImageStore,
     logs: OwnedFd,
     /// One on each: either may be shared with another daemon by mistake.
@@ -303,7 +322,7 @@ impl Directories {
             Some(locks) => locks,
             None => [lock(state.as_fd(), &spec.state_dir)?, lock(runtime.as_fd(), &spec.runtime_dir)?],
         };
-        directory(&spec.state_dir.join("logs"), 0o700)?;
+        let all_logs = directory(&spec.state_dir.join("logs"), 0o700)?;
         let below = |parent: BorrowedFd<'_>, at: &Path, name: &str| {
             match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -316,6 +335,8 @@ impl Directories {
             work: below(runtime.as_fd(), &spec.runtime_dir, "work")?,
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
+            volumes: Store::open(state.as_fd())?,
+            all_logs,
             images: ImageStore::open(state.as_fd(), &spec.state_dir)?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
             locks,
@@ -421,13 +442,14 @@ fn greet_again(
     waiting
 }
 
-/// What all workers share.
+/// What all workers share, and the audit log.
 fn shared(
     dirs: Directories,
     (ids, ranges): (IdPool, IdPool),
     ledger: Ledger,
     stacks: Vec<Stack>,
-) -> Result<(Shared, Images), Error> {
+) -> Result<(Audit, Shared, Images), Error> {
+    let audit = Audit::open(dirs.all_logs.as_fd())?;
     let daemon = own_pidfd().map_err(|source| Error::Start { operation: "open a pidfd of this process", source })?;
     let images = Images::new(dirs.images);
     let shared = Shared {
@@ -435,6 +457,7 @@ fn shared(
         work_dirs: dirs.work,
         notify_dirs: dirs.notify,
         overlay_dirs: dirs.overlay,
+        volumes: dirs.volumes,
         log_dir: dirs.logs,
         null: private_null()?,
         ids,
@@ -444,7 +467,7 @@ fn shared(
         daemon,
         locks: dirs.locks,
     };
-    Ok((shared, images))
+    Ok((audit, shared, images))
 }
 
 /// The text of the configuration in force, which is kept for a later daemon.
@@ -477,15 +500,14 @@ fn assemble(
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
     let mut control = Control::open(&config.daemon, Origin::of(&mut passed, handover.as_mut()), &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
-    let config_text = config_text(handover.as_ref(), &options, &mut past.persist);
-    let now = clock::now();
+    let (config_text, now) = (config_text(handover.as_ref(), &options, &mut past.persist), clock::now());
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
-    let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
     let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
-    let (shared, images) = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
+    let (audit, shared, images) = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
+        asked_for_upgrade: greet_again(&mut control, handover.as_mut(), &mut sources, now),
         spec: config.daemon,
         config_path: options.config_path.clone(),
         options,
@@ -530,11 +552,13 @@ fn assemble(
         manager: Manager::from_environment(&environment),
         fd_store,
         watchdog: Watchdog::default(),
+        audit,
+        jobs: Jobs::default(),
+        holds: Holds::default(),
         holder_search: None,
         reaps: std::process::id() == 1,
         cgroup_lock: None,
         upgrade: None,
-        asked_for_upgrade,
         strays: handover.is_some(),
         handover,
         finished: false,

@@ -194,7 +194,7 @@ pub(super) fn prepare(
         (Root::Directory(_) | Root::Host | Root::Image(_), _) => None,
     };
     Ok(Prepared {
-        template: templates.get(TemplateSpec::new(&root, &spec.binds, &hidden))?,
+        template: templates.get(TemplateSpec::new(&root, &spec.binds, &hidden, &volume_places(spec)))?,
         image,
         lacks,
         lower,
@@ -207,6 +207,11 @@ pub(super) fn prepare(
         host_ids,
         rlimits: rlimits(&spec.rlimits),
     })
+}
+
+/// Where its volumes appear inside.
+fn volume_places(spec: &PoolSpec) -> Vec<PathBuf> {
+    spec.volumes.iter().map(|volume| volume.target.clone()).collect()
 }
 
 /// What a root is, once images are looked up.
@@ -226,7 +231,7 @@ fn resolve(root: &Root, daemon: &DaemonSpec) -> Result<Resolved, PoolError> {
 }
 
 /// What is said of an image that is not there.
-fn image_missing(name: &ImageName) -> String {
+pub(super) fn image_missing(name: &ImageName) -> String {
     format!(
         "image '{name}' not found: pull it by `halsup image pull {name}`, or import an archive of it by `halsup image import FILE --name {name}`"
     )

@@ -42,6 +42,10 @@ impl Daemon {
         let reply = self.change_to(config)?;
         self.persist.keep_config(&text);
         self.config_text = text;
+        let counts = [reply.added.len(), reply.changed.len(), reply.removed.len()].map(|count| count.to_string());
+        let [added, changed, removed] = &counts;
+        let fields = [("added", added.as_str()), ("changed", changed.as_str()), ("removed", removed.as_str())];
+        self.audit("config_reload", &path.display().to_string(), &fields);
         tracing::info!(target: "pool", added = reply.added.len(), changed = reply.changed.len(), removed = reply.removed.len(), "reloaded");
         Ok(reply)
     }

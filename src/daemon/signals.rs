@@ -88,6 +88,7 @@ impl Daemon {
     /// Has every worker end.
     pub(super) fn begin_shutdown(&mut self, timeout: Duration) {
         self.state = DaemonState::Stopping;
+        self.break_holds("the daemon ends");
         self.manager.stopping();
         self.catch_up_with_manager();
         // Whoever starts the daemon anew after it was killed in the middle of this wants everything to run again.
@@ -114,6 +115,10 @@ impl Daemon {
             }
             if self.is_trial(pid) {
                 self.on_trial();
+                continue;
+            }
+            if let Some(number) = self.job_of(pid) {
+                self.on_job(number);
                 continue;
             }
             let inits = inits.get_or_insert_with(|| {

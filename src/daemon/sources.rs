@@ -38,6 +38,8 @@ pub(super) enum Source {
     Probe(u32),
     /// Some worker has run into a limit.
     Limits,
+    /// A helper ended, by its job's number.
+    Job(u64),
     /// The trial of an upgrade ended.
     Trial,
     /// Somebody touched the daemon's own files.

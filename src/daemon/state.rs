@@ -9,10 +9,13 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::RunOptions;
+use super::audit::Audit;
 use super::control::Control;
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::holds::Holds;
 use super::images::Images;
+use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
@@ -36,6 +39,7 @@ use crate::host::identity::IdPool;
 use crate::host::ledger::Ledger;
 use crate::host::logfile::LogFile;
 use crate::host::spawn::Stack;
+use crate::host::volume::Store;
 use crate::protocol::control::{Cause, DaemonState, DeathCertificate, StartFailure};
 use crate::spec::{DaemonSpec, Generation, PoolId, PoolName, WorkerId};
 
@@ -50,6 +54,8 @@ pub(super) struct Shared {
     pub(super) notify_dirs: OwnedFd,
     /// `<state_dir>/overlay`, mode 0700: upper layers of workers whose root is a directory.
     pub(super) overlay_dirs: OwnedFd,
+    /// `<state_dir>/volumes`.
+    pub(super) volumes: Store,
     /// `<state_dir>/logs/workers`.
     pub(super) log_dir: OwnedFd,
     /// A `/dev/null` of the workers' own, read-write.
@@ -173,6 +179,12 @@ pub(super) struct Daemon {
     /// What it keeps for the next daemon.
     pub(super) fd_store: FdStore,
     pub(super) watchdog: Watchdog,
+    /// Who did what.
+    pub(super) audit: Audit,
+    /// Workers that stand still for somebody.
+    pub(super) holds: Holds,
+    /// Helpers under way.
+    pub(super) jobs: Jobs,
     /// When the holder of a port was last searched for.
     pub(super) holder_search: Option<Time>,
     /// Whether orphans are given to this process.

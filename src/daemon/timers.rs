@@ -44,6 +44,10 @@ pub(super) enum Timer {
     LookAtExit(WorkerId, Generation),
     /// Send it the descriptors that it did not take.
     FdStore,
+    /// A job has had its time, by its number.
+    Job(u64),
+    /// Look at a hold of volumes, by its client's number.
+    Hold(u64),
     /// Accept connections again after descriptors ran out.
     ResumeAccept,
 }

@@ -235,6 +235,7 @@ impl Daemon {
         if self.upgrade.is_some() || self.handover.is_some() {
             return Err("an upgrade is under way".to_owned());
         }
+        self.break_holds("the daemon is upgraded");
         if self.config_path.is_none() {
             return Err("there is no configuration file: pools came from the command line".to_owned());
         }

@@ -24,6 +24,7 @@ pub mod port;
 pub mod seccomp;
 pub mod spawn;
 pub mod state_file;
+pub mod volume;
 pub mod workdir;
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod image;
 mod reply;
 mod request;
 mod target;
+mod volume;
 mod worker;
 
 #[cfg(test)]
@@ -35,6 +36,10 @@ pub use request::{
     ShutdownRequest, StatsRequest, TargetRequest, UpgradeRequest, WatchRequest,
 };
 pub use target::{Target, TargetError};
+pub use volume::{
+    CreateVolumeReply, HoldVolumesReply, HoldVolumesRequest, ListVolumesReply, ListVolumesRequest, VolumeInfo,
+    VolumeRequest,
+};
 pub use worker::{
     Controllers, DaemonState, Inspection, LimitInfo, Occupancy, PoolInfo, StateCounts, StatusReply, WorkerInfo,
     WorkerState,

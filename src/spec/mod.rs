@@ -19,11 +19,11 @@ pub use config::{
     parse_bind, parse_config, pool_from_command, reference,
 };
 pub use image::{IMAGE_NAME_BYTES_MAX, ImageConfig, ImageName, ImageNameError, is_image_digest};
-pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, WorkerId};
+pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, VolumeName, WorkerId};
 pub use policy::{ClaimPolicy, Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
 pub use pool::{
     Bind, Config, Cpuset, DaemonSpec, Grantee, Identity, ImagePull, Limit, Limits, LimitsMode, Listen, LogFormat,
-    LogSpec, Net, OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp,
+    LogSpec, Net, OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp, VOLUMES_MAX, VolumeMount,
 };
 pub use scalar::{
     ScalarError, format_bytes, format_cpus, format_duration, is_unlimited, parse_bytes, parse_cpus, parse_duration,

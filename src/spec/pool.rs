@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{ImageName, InstanceName, PoolName, PoolPolicy};
+use super::{ImageName, InstanceName, PoolName, PoolPolicy, VolumeName};
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +148,8 @@ pub struct PoolSpec {
     pub link: Vec<String>,
     /// Host directories that appear inside at the same or another path.
     pub binds: Vec<Bind>,
+    /// Named volumes that appear inside, at most [`VOLUMES_MAX`].
+    pub volumes: Vec<VolumeMount>,
     /// Resource limits.
     pub limits: Limits,
     /// RLIMIT_* by lower-case name without the prefix (`nofile`), soft = hard.
@@ -209,6 +211,20 @@ pub struct Bind {
     /// Absolute path on the host.
     pub source: PathBuf,
     /// Absolute path inside.
+    pub target: PathBuf,
+    /// Whether it can be written inside.
+    pub writable: bool,
+}
+
+/// How many volumes a pool may have.
+pub const VOLUMES_MAX: usize = 8;
+
+/// A named volume inside a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeMount {
+    /// Which.
+    pub name: VolumeName,
+    /// Absolute path inside; made where it is missing.
     pub target: PathBuf,
     /// Whether it can be written inside.
     pub writable: bool,

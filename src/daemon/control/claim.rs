@@ -60,6 +60,7 @@ impl Daemon {
             let reason = format!("session {name} exists already: attach to it, or choose another name");
             return Error::Refused { reason }.into();
         }
+        self.audit_order(asked, "session_claim", name.as_str());
         self.record_order(asked, EventKind::Order, format!("claim a worker of {} for {name}", request.pool));
         let claim = Claim { waits: (asked.place, asked.number), name, wanted: Some(wanted), worker: None };
         self.control.claims.open.insert(call, claim);
@@ -180,6 +181,11 @@ impl Daemon {
             | Request::Shutdown(_)
             | Request::SetLog(_)
             | Request::Doctor(_)
+            | Request::ListVolumes(_)
+            | Request::CreateVolume(_)
+            | Request::RepairVolume(_)
+            | Request::HoldVolumes(_)
+            | Request::RemoveVolume(_)
             | Request::ImageImport(_)
             | Request::ImageList(_)
             | Request::ImageInspect(_)
@@ -212,6 +218,7 @@ impl Daemon {
             return Error::Refused { reason }.into();
         }
         let what = if request.paused { "pause" } else { "resume" };
+        self.audit_order(asked, &format!("pool_{what}"), request.pool.as_str());
         self.record_order(asked, EventKind::Order, format!("{what} pool {}", request.pool));
         self.inputs.push(Input::Paused(pool, request.paused));
         Outcome::Reply(Reply::last(&Empty {}))

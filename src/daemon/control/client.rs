@@ -38,7 +38,7 @@ const BUFFER_BYTES: usize = 16 << 10;
 
 /// What a client waits for. While it does, its next calls wait too: answers come in the order of the calls.
 #[derive(Debug, Default)]
-pub(super) enum Task {
+pub(in crate::daemon) enum Task {
     /// Nothing: its next call is taken.
     #[default]
     Idle,

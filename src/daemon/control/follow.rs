@@ -23,7 +23,7 @@ const ENTRY_BYTES: usize = 128;
 
 /// Lines on their way to one follower.
 #[derive(Debug)]
-pub(super) struct LogFollower {
+pub(in crate::daemon) struct LogFollower {
     target: EngineTarget,
     entries: Vec<LogEntry>,
     bytes: usize,

@@ -38,7 +38,9 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
 use self::claim::Claims;
-use self::client::{Client, Task};
+use self::client::Client;
+pub(super) use self::client::Task;
+pub(super) use self::dispatch::{Asked, Outcome};
 use self::follow::FollowedLines;
 use self::orders::Orders;
 use self::roles::Principal;
@@ -207,6 +209,13 @@ impl Control {
         }
     }
 
+    /// Gives a client that waits a first answer, if it is still there.
+    pub(super) fn say_waiting(&mut self, (place, number): (u32, u64), reply: &Reply, now: Time) {
+        if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
+            client.say(reply, now);
+        }
+    }
+
     /// Takes a connection over from the program before; its place and number.
     pub(super) fn take_over(&mut self, socket: OwnedFd, sources: &mut Sources, now: Time) -> Option<(u32, u64)> {
         let peer = peer_of(&socket).ok()?;
@@ -334,6 +343,7 @@ impl Daemon {
         };
         if let Some(reason) = self.control.refuses(peer.uid) {
             self.control.complain(peer, reason, self.now);
+            self.audit_refusal((peer.uid, peer.pid), "connect", reason);
             let reply = Refusal::Refused { reason: reason.into() }.to_reply().encode();
             let sent = send(&socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             return best_effort(sent, "who is refused may be gone already");
@@ -384,6 +394,7 @@ impl Daemon {
                 | Task::Attached(_)
                 | Task::Shutdown(_) => {}
             }
+            self.end_hold(number);
             client.end(&mut self.sources);
         } else {
             if let Some(due) = client.arm() {

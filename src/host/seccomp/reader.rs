@@ -9,7 +9,7 @@ const EPERM: u16 = 1;
 const ALLOWED: &str = "
     brk clock_gettime close copy_file_range dup exit exit_group fadvise64 fallocate fchmod fchown fchownat fcntl fdatasync
     fsetxattr fstat fstatfs fstatvfs fsync ftruncate futex getdents64 getpid getrandom gettid linkat lseek madvise mkdirat
-    mknodat mmap mprotect mremap munmap newfstatat openat openat2 poll ppoll pread64 prctl pwrite64 read readv recvmsg
+    mknodat mmap mprotect mremap munmap newfstatat openat openat2 poll ppoll pread64 prctl pwrite64 read readlinkat readv recvmsg
     restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sched_yield sendmsg sendto sigaltstack statx symlinkat syncfs
     tgkill unlinkat utimensat write writev";
 

@@ -41,6 +41,7 @@ impl PoolSpec {
             identity: Identity::Dynamic,
             link: Vec::new(),
             binds: Vec::new(),
+            volumes: Vec::new(),
             limits: Limits {
                 memory_bytes: default(4 << 30),
                 memory_high_bytes: None,
@@ -258,6 +259,10 @@ impl PoolDraft {
         let targets: std::collections::BTreeSet<_> = self.spec.binds.iter().map(|bind| &bind.target).collect();
         if targets.len() < self.spec.binds.len() {
             faults.push(self.place_of("bind").fault("two binds have one target", ""));
+        }
+        let inside: std::collections::BTreeSet<_> = self.spec.volumes.iter().map(|volume| &volume.target).collect();
+        if inside.len() < self.spec.volumes.len() || !inside.is_disjoint(&targets) {
+            faults.push(self.place_of("volumes").fault("a volume's target is also that of another volume or bind", ""));
         }
     }
 

@@ -10,7 +10,7 @@ use super::node::Node;
 use super::pool::{PoolDraft, WORKERS_MAX, command, variable};
 use super::{claims, paths, pool_tables};
 use crate::spec::signal::parse_signal;
-use crate::spec::{Cpuset, Identity, Limit, OnSupervisorDeath};
+use crate::spec::{Cpuset, Identity, Limit, OnSupervisorDeath, VOLUMES_MAX};
 
 /// The longest argument or value of the environment, in bytes.
 pub(super) const TEXT_BYTES_MAX: usize = 32_768;
@@ -199,6 +199,19 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         what: "Host files and directories that appear inside: `/path`, `/path:/inside` or `/path:/inside:rw`; read-only without `rw`.",
         set: |pool, node| {
             pool.spec.binds = each(node, Bounds::Length(2 * paths::PATH_BYTES_MAX + 4), paths::bind)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "volumes",
+        aliases: &["volume"],
+        variable: "",
+        kind: "list of strings",
+        default: "[]",
+        bounds: Bounds::Items(VOLUMES_MAX),
+        what: "Named volumes that appear inside and outlive every worker: `name:/inside`, or `name:/inside:ro` for read-only. Made on first use; `halsup volume` looks after them.",
+        set: |pool, node| {
+            pool.spec.volumes = each(node, Bounds::Length(2 * paths::PATH_BYTES_MAX), paths::volume)?;
             Ok(())
         },
     },
