@@ -62,7 +62,15 @@ fn a_spawned_shell_is_in_its_project_and_is_come_back_to() {
     let warm = listed["sessions"][0]["worker"].as_str().expect("a worker").replace("work.", "");
     let other = if warm == "0" { "work.1" } else { "work.0" };
     assert!(daemon.cli(&["exec", other, "--", "true"]).stderr.contains("does not run"), "nothing runs in a warm one");
-    assert_eq!(daemon.cli(&["send", "my-site", "--enter", "exit 5"]).status, 0);
+    assert!(daemon.cli(&["logs", "my-site"]).stdout.contains(&format!("my-site in {path}")));
+    let stats = daemon.cli(&["stats", "my-site", "--json"]).json();
+    assert_eq!(stats["workers"].as_array().map(Vec::len), Some(1), "{stats}");
+    assert_eq!(stats["workers"][0]["name"], listed["sessions"][0]["worker"]);
+    assert_eq!(daemon.cli(&["logs", "No_Such"]).status, 5);
+    let mut last = Operator::at(daemon.place(), &["attach", "my-site"]);
+    last.sees("ok> ");
+    assert_eq!(daemon.cli(&["kill", "my-site"]).status, 0);
+    assert_eq!(last.ends(), 128 + 9, "{}", last.screen());
 }
 
 #[test]
