@@ -34,6 +34,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             // This program is also the reader of archives, and packs what it sends.
             "archive::main",
             "archive::VERB",
+            "archive::Packer",
             "daemon::run",
             "daemon::hold_cgroup",
             "daemon::RunOptions",
@@ -47,9 +48,9 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("gateway", &["protocol", "spec", "exit_code"]),
     ("main", &["cli"]),
 ];
-/// The files where `std::process::Command` may be used, never for a worker: helpers, and `halsup daemon start`, which runs
-/// this program again in the background.
-const MAY_SPAWN: [&str; 2] = ["src/host/helper.rs", "src/cli/daemon_start.rs"];
+/// The files where `std::process::Command` may be used, never for a worker: helpers, `halsup daemon start`, which runs this
+/// program again in the background, and `halsup image pull`, which runs skopeo.
+const MAY_SPAWN: [&str; 3] = ["src/host/helper.rs", "src/cli/daemon_start.rs", "src/cli/image_pull.rs"];
 /// The files that read a clock: the daemon's, and that of commands, which may not use the daemon's.
 const CLOCKS: [&str; 2] = ["src/daemon/clock.rs", "src/cli/stopwatch.rs"];
 /// What reads a clock.

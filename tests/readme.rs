@@ -146,7 +146,7 @@ fn every_verb_is_in_the_table_and_no_other() {
 #[test]
 fn every_configuration_in_the_texts_is_right() {
     let mut count = 0;
-    for path in ["README.md", "docs/worker-contract.md", "docs/configuration.md"] {
+    for path in ["README.md", "docs/worker-contract.md", "docs/configuration.md", "docs/sessions.md"] {
         let text = read(path);
         for block in text.split("```toml\n").skip(1) {
             let (sample, _) = block.split_once("```").unwrap();

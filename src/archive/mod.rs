@@ -2,11 +2,15 @@
 //!
 //! The root process reads no archive. It starts this program again as a reader ([`Reading::start`]), which gives up every
 //! right (`confine`), then takes the stream apart (`stream`, `header`, `pax`, `entries`: pure) and puts it on the disk
-//! (`tree`, `unpack`). Nothing here knows of pools, or where the target is: in the reader it is `/`. `write` puts a tar together.
+//! (`tree`, `unpack`); an image in parts is put together by `bundle` and `image`. Nothing here knows of pools, or where the
+//! target is: in the reader it is `/`. The same process packs a directory, by `dump`; `write` and `pack` put tars together.
 
+mod bundle;
 mod confine;
+mod dump;
 mod entries;
 mod header;
+mod image;
 mod job;
 mod names;
 mod pack;
@@ -19,9 +23,10 @@ mod tree;
 mod unpack;
 mod write;
 
+pub use dump::{Pack, Packed};
 pub use entries::{Entries, Entry, EntryKind};
 pub use job::{Done, Job, Report, Task};
-pub use pack::{Pack, Packed};
+pub use pack::Packer;
 pub use reader::main;
 pub use refusal::Refusal;
 pub use start::{Reading, StartError};

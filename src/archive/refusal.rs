@@ -78,7 +78,6 @@ impl Refusal {
         Self::Entry { entry: shown(path), rule }
     }
 
-    #[expect(dead_code, reason = "bundles have parts, and are read next")]
     pub(super) fn part(part: &str, rule: &'static str) -> Self {
         Self::Part { part: shown(part.as_bytes()), rule }
     }

@@ -41,7 +41,12 @@ impl<R> Counted<R> {
     /// With its count.
     pub(super) fn new(input: R) -> (Self, Count) {
         let count = Count::default();
-        (Self { input, count: count.clone() }, count)
+        (Self::with(input, count.clone()), count)
+    }
+
+    /// Added to this count.
+    pub(super) const fn with(input: R, count: Count) -> Self {
+        Self { input, count }
     }
 }
 
@@ -181,7 +186,6 @@ pub(super) struct Plain<'r> {
     /// The bytes.
     pub(super) reader: Box<dyn Read + 'r>,
     /// What it was compressed with.
-    #[expect(dead_code, reason = "bundles are read where they lie if they are not compressed, and are read next")]
     pub(super) compression: Compression,
 }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::names::{Name, split};
 use super::refusal::{Refusal, writing};
 
-/// How a name is resolved, whatever it is opened for.
+/// How a name is resolved, whatever it is opened for. A link at its end is refused as well.
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
@@ -83,7 +83,7 @@ impl Tree {
     /// What the kernel says; ELOOP where a link is in the way, or at the end.
     pub(super) fn open(&self, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let path: &[u8] = if name.is_empty() { b"." } else { name };
-        openat2(&self.root, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
+        openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
     }
 
     fn open_dir(&self, name: &[u8]) -> Result<OwnedFd, Errno> {
@@ -140,7 +140,7 @@ impl Spot<'_> {
     /// # Errors
     /// What the kernel says.
     pub(super) fn open(&self, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
-        openat2(self.dir, self.name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode, RESOLVE)
+        openat2(self.dir, self.name, flags | OFlags::CLOEXEC, mode, RESOLVE)
     }
 }
 

@@ -68,7 +68,6 @@ pub(super) enum Whiteouts {
     /// Nothing: they are names.
     Names,
     /// What lower layers have there is hidden.
-    #[expect(dead_code, reason = "layers are read next")]
     Apply,
 }
 
@@ -353,7 +352,10 @@ impl<'p> Unpacker<'p> {
     }
 
     /// Whether the disk has room for `size` more.
-    fn look(&mut self, size: u64) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// It has not, or cannot be looked at.
+    pub(super) fn look(&mut self, size: u64) -> Result<(), Refusal> {
         self.looked = self.totals.bytes;
         (self.progress)(&self.totals);
         let disk = fstatvfs(self.tree.root()).map_err(writing("look at the disk of", b""))?;

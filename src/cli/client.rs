@@ -84,6 +84,19 @@ impl Client {
         }
     }
 
+    /// Asks, and gives the connection away for the protocol that is spoken after the answer, with what was read of it.
+    ///
+    /// # Errors
+    /// The daemon's refusal, or a lost connection.
+    pub(super) fn upgrade<T: DeserializeOwned>(
+        mut self,
+        request: &Request,
+    ) -> Result<(T, (UnixStream, Vec<u8>)), Error> {
+        self.send(request, false)?;
+        let (answer, _) = self.answer(request)?;
+        Ok((answer, (self.stream, self.decoder.take_rest())))
+    }
+
     /// As [`Client::call_more`], with a descriptor beside the call.
     ///
     /// # Errors

@@ -33,8 +33,6 @@ pub(super) enum Error {
     Incomplete { what: String, achieved: u32, wanted: u32, failures: Vec<Failure> },
     #[error("{reason}")]
     Usage { reason: String },
-    #[error("Session not found: {name}; `halsup pool list` shows those that there are")]
-    NoSession { name: String },
     #[error("directory {} does not exist", path.display())]
     NoDirectory { path: PathBuf },
     #[error("{reason}")]
@@ -71,6 +69,32 @@ pub(super) enum Error {
     Unwell { count: usize },
     #[error("{sentence}")]
     Helper { sentence: String },
+    #[error("{verb} needs a terminal on standard input and output; `halsup capture` prints what a session shows")]
+    NoTerminal { verb: &'static str },
+    #[error("use the terminal")]
+    Terminal { source: std::io::Error },
+    #[error("{sentence}")]
+    NoSessions { sentence: &'static str },
+    #[error("Session not found: {name}")]
+    SessionNotFound { name: String },
+    #[error("the daemon went away and {name} goes on: `halsup attach {name}` once a daemon runs")]
+    SessionLost { name: String },
+    /// The program that was run in the foreground has ended with this status: no error of ours.
+    #[error("the program ended with status {code}")]
+    Ended { code: u8 },
+    #[error("{}", not_run(program, *errno))]
+    NotRun { program: String, errno: u32, code: u8 },
+    /// halsup itself failed before or while a program ran in the foreground.
+    #[error(transparent)]
+    Run { source: Box<Self> },
+    #[error("read standard input")]
+    Input { source: std::io::Error },
+    #[error("pull {name}: skopeo: {reason}")]
+    Pull { name: String, reason: String },
+    #[error(
+        "pull {name}: skopeo is not installed: install it, or import an archive of the image by `halsup image import FILE --name {name}`"
+    )]
+    NoSkopeo { name: String },
     #[error("write the answer")]
     Output { source: std::io::Error },
     /// Who read our output has gone: no error of ours.
@@ -88,13 +112,15 @@ impl Error {
     pub(super) const fn exit_code(&self) -> ExitCode {
         match self {
             Self::OutputClosed => ExitCode::Done,
-            Self::Unreachable { .. } | Self::Lost { .. } => ExitCode::Unreachable,
+            Self::Unreachable { .. } | Self::Lost { .. } | Self::SessionLost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
+            Self::NotRun { .. } | Self::Run { .. } => ExitCode::RunFailed,
+            Self::Recovery(error) if error.is_missing() => ExitCode::NotFound,
             Self::FileMissing { .. }
             | Self::FileMissingYet { .. }
-            | Self::NoSession { .. }
-            | Self::NoDirectory { .. } => ExitCode::NotFound,
-            Self::Recovery(error) if error.is_missing() => ExitCode::NotFound,
+            | Self::NoDirectory { .. }
+            | Self::NoSessions { .. }
+            | Self::SessionNotFound { .. } => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {
@@ -124,8 +150,19 @@ impl Error {
             | Self::NotReady { .. }
             | Self::Unwell { .. }
             | Self::Helper { .. }
+            | Self::NoTerminal { .. }
+            | Self::Terminal { .. }
+            | Self::Ended { .. }
+            | Self::Input { .. }
+            | Self::Pull { .. }
+            | Self::NoSkopeo { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
+    }
+
+    /// The status of a program that was not run, where it tells more than ours.
+    pub(super) const fn code_of_program(&self) -> Option<u8> {
+        if let Self::NotRun { code, .. } = self { Some(*code) } else { None }
     }
 
     /// The error with all its causes, as it is printed: `set memory.max of web.3: Invalid argument`.
@@ -158,6 +195,15 @@ fn refusal(failure: &CallFailure) -> String {
         | CallFailure::Control(_)
         | CallFailure::Unknown { .. } => failure.to_string(),
     }
+}
+
+fn not_run(program: &str, errno: u32) -> String {
+    let reason = match i32::try_from(errno) {
+        Ok(0) | Err(_) => "it could not be started; the daemon's log says why".to_owned(),
+        Ok(2) => "not found in the worker".to_owned(),
+        Ok(errno) => std::io::Error::from_raw_os_error(errno).to_string(),
+    };
+    format!("run {program}: {reason}")
 }
 
 fn incomplete(what: &str, achieved: u32, wanted: u32, failures: &[Failure]) -> String {

@@ -6,6 +6,7 @@ use super::context::Context;
 use super::error::Error;
 use super::human;
 use super::image_import::Import;
+use super::image_pull::Pull;
 use super::table::{pairs, table};
 use crate::protocol::control::{
     ImageInfo, ImageInspectReply, ImageListReply, ImageRemoveReply, ImageRequest, NoParameters, Request,
@@ -14,6 +15,7 @@ use crate::protocol::control::{
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     Import(Import),
+    Pull(Pull),
     /// List the images.
     #[command(alias = "list")]
     Ls,
@@ -41,6 +43,7 @@ impl Verb {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         match self {
             Self::Import(import) => import.run(context),
+            Self::Pull(pull) => pull.run(context),
             Self::Ls => {
                 let reply: ImageListReply = context.client()?.call(&Request::ImageList(NoParameters {}))?;
                 context.output.answer(&reply, |reply| render(&reply.images))

@@ -11,15 +11,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::context::Context;
 use super::error::Error;
+use super::image_layout;
 use super::output;
 use crate::protocol::control::{ImageImportReply, ImageImportRequest, Request};
 use crate::spec::ImageName;
 
-/// Make an image of an archive: a tar of a root file system, what `docker save` wrote, or a tar of an OCI layout; gzip and
-/// zstd are understood.
+/// Make an image of an archive: a tar of a root file system, what `docker save` wrote, or an OCI layout, as a tar or a
+/// directory; gzip and zstd are understood.
 #[derive(Debug, Args)]
 pub(super) struct Import {
-    /// The archive; `-` reads it from standard input.
+    /// The archive or directory; `-` reads an archive from standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// What to call the image [default: what the archive says, else the file's name].
@@ -46,7 +47,10 @@ impl Import {
             return import(context, request, &std::io::stdin(), None);
         }
         let failed = |source| Error::ReadFile { path: self.file.clone(), source };
-        let file = File::open(&self.file).map_err(failed)?;
+        let mut file = File::open(&self.file).map_err(failed)?;
+        if file.metadata().map_err(failed)?.is_dir() {
+            file = image_layout::pack(&self.file)?;
+        }
         let found = file.metadata().map_err(failed)?;
         let size = found.is_file().then_some(found.len());
         import(context, request, &file, size)

@@ -3,8 +3,10 @@
 //! Never looks at pools or kernel objects itself: it asks the daemon, or becomes it. Data goes to stdout, everything else
 //! to stderr; an error is printed once, here.
 
+mod attach;
 mod audit;
 mod backup;
+mod capture;
 mod check;
 mod claim;
 mod claim_options;
@@ -22,12 +24,15 @@ mod debug_bundle;
 mod doctor;
 mod error;
 mod events;
+mod exec;
 mod gc;
 mod helper;
 mod hold;
 mod human;
 mod image;
 mod image_import;
+mod image_layout;
+mod image_pull;
 mod inspect;
 mod kill;
 mod log;
@@ -42,7 +47,9 @@ mod release;
 mod reset;
 mod restart;
 mod scale;
+mod send;
 mod session;
+mod sessions;
 mod spawn;
 mod start;
 mod stats;
@@ -50,6 +57,7 @@ mod status;
 mod stop;
 mod stopwatch;
 mod table;
+mod terminal;
 mod up;
 mod volume;
 mod volume_export;
@@ -110,6 +118,13 @@ enum Verb {
     #[command(subcommand)]
     Image(image::Verb),
     Logs(logs::Logs),
+    Attach(attach::Attach),
+    Send(send::Send),
+    Broadcast(send::Broadcast),
+    Capture(capture::Capture),
+    Exec(exec::Exec),
+    #[command(visible_alias = "ls")]
+    Sessions(sessions::Sessions),
     Events(events::Events),
     Stats(stats::Stats),
     #[command(subcommand)]
@@ -149,6 +164,12 @@ impl Verb {
             Self::Reset(verb) => verb.run(context),
             Self::Image(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
+            Self::Attach(verb) => verb.run(context),
+            Self::Send(verb) => verb.run(context),
+            Self::Broadcast(verb) => verb.run(context),
+            Self::Capture(verb) => verb.run(context),
+            Self::Exec(verb) => verb.run(context),
+            Self::Sessions(verb) => verb.run(context),
             Self::Events(verb) => verb.run(context),
             Self::Stats(verb) => verb.run(context),
             Self::Check(verb) => verb.run(context),
@@ -181,9 +202,13 @@ pub fn main() -> std::process::ExitCode {
     let context = Context::new(output::Output::new(json), instance, socket, config);
     match verb.run(&context) {
         Ok(()) => ExitCode::Done,
+        Err(Error::Ended { code }) => return code.into(),
         Err(error) => {
             output::complain(&error);
-            error.exit_code()
+            match error.code_of_program() {
+                Some(code) => return code.into(),
+                None => error.exit_code(),
+            }
         }
     }
     .into()

@@ -24,12 +24,12 @@ pub(super) fn all(client: &mut Client) -> Result<Vec<WorkerInfo>, Error> {
 /// The session of that name, or of the worker of that name.
 ///
 /// # Errors
-/// [`Error::NoSession`].
+/// [`Error::SessionNotFound`].
 pub(super) fn find(client: &mut Client, name: &str) -> Result<WorkerInfo, Error> {
     let is_meant = |worker: &WorkerInfo| {
         worker.name == name || worker.session.as_ref().is_some_and(|session| session.name == name)
     };
-    all(client)?.into_iter().find(is_meant).ok_or_else(|| Error::NoSession { name: name.to_owned() })
+    all(client)?.into_iter().find(is_meant).ok_or_else(|| Error::SessionNotFound { name: name.to_owned() })
 }
 
 /// A worker as orders name it.

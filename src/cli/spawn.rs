@@ -1,14 +1,17 @@
 //! `halsup spawn`: a session in a directory; a warm worker if there is one, else a fresh one, and which it was is said.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::attach::Attach;
 use super::claim_options::{ClaimOptions, pool_of, real_path};
 use super::context::Context;
 use super::error::Error;
+use super::terminal::size_of_terminal;
 use super::{output, session};
-use crate::protocol::control::{ClaimReply, ClaimRequest, Request};
+use crate::protocol::control::{ChangeReply, ClaimReply, ClaimRequest, Request, TargetRequest};
 use crate::protocol::escape;
 use crate::spec::PoolName;
 
@@ -24,9 +27,18 @@ pub(super) struct Spawn {
     /// The pool [default: the one whose workers can be claimed].
     #[arg(long, value_name = "POOL", value_parser = super::pool_name)]
     pool: Option<PoolName>,
-    /// Print the session's name instead of attaching to it.
+    /// Print the session's name instead of attaching to it; so it is too where there is no terminal.
     #[arg(short, long)]
     detach: bool,
+    /// End the session when its terminal is left.
+    #[arg(long, conflicts_with = "detach", overrides_with = "no_rm")]
+    rm: bool,
+    /// Leave the session there when its terminal is left, as it is by default.
+    #[arg(long)]
+    no_rm: bool,
+    /// Begin a shell, whatever the pool's command is.
+    #[arg(short, long)]
+    shell: bool,
     /// Begin another session even if the directory has one.
     #[arg(long)]
     new: bool,
@@ -49,17 +61,37 @@ impl Spawn {
             Some(usual)
         };
         let name = name.unwrap_or_default();
+        let attaches =
+            !self.detach && !context.output.is_json() && std::io::stdin().is_terminal() && output::is_terminal();
         if is_there(&name) {
             output::complain_text(&format!("session {name} is there already"));
-            return context.output.text(&escape::text(&name));
+            return if attaches { Attach::to(name).run(context) } else { context.output.text(&escape::text(&name)) };
         }
         let pool = pool_of(&mut client, self.pool)?;
         let mut request = ClaimRequest::of(pool);
         self.options.fill(&mut request, Some(&dir))?;
-        request.name = Some(name);
+        request.session = Some(name);
+        if self.shell && request.command.is_none() {
+            request.command = Some(vec!["/bin/bash".to_owned(), "-i".to_owned()]);
+        }
+        if attaches {
+            let size = size_of_terminal("spawn")?;
+            (request.rows, request.columns) = (Some(size.rows), Some(size.columns));
+        }
         let reply: ClaimReply = client.call(&Request::Claim(Box::new(request)))?;
         let from = if reply.warm { "warm" } else { "cold" };
         output::complain_text(&format!("session {} runs in {} ({from})", reply.session, reply.worker));
-        context.output.answer(&reply, |reply| escape::text(&reply.session).into_owned())
+        if !attaches {
+            return context.output.answer(&reply, |reply| escape::text(&reply.session).into_owned());
+        }
+        let attached = Attach::to(reply.session.clone()).run(context);
+        if self.rm {
+            // It may have ended by itself, and its name with it.
+            if let Ok(worker) = session::find(&mut client, &reply.session) {
+                let target = session::target_of(&worker)?;
+                let _released: ChangeReply = client.call(&Request::Release(TargetRequest { target }))?;
+            }
+        }
+        attached
     }
 }

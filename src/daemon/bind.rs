@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::birth::{chain, step};
+use super::birth::{WINDOW, chain, step};
 use super::environment::{self, WORK_DIR};
 use super::session::{Session, abandon_call};
 use super::state::Daemon;
@@ -50,9 +50,6 @@ pub(super) struct Wanted {
     /// What is remembered.
     pub(super) labels: Vec<String>,
 }
-
-/// The size of a terminal that nobody has said the size of.
-pub(super) const WINDOW: Window = Window { rows: 24, columns: 80 };
 
 /// A claim cannot be carried out in its worker.
 #[derive(Debug, thiserror::Error)]
@@ -202,7 +199,7 @@ fn image(
 ) -> Result<OwnedFd, BindError> {
     let (_, mut env) = environment::of_worker(pool, slot, instance);
     env.push(format!("HALSUP_SESSION={}", said.session.name));
-    if said.terminal {
+    if said.terminal && !pool.spec.terminal {
         env.push("TERM=xterm-256color".to_owned());
     }
     let named = |variable: &str| variable.split_once('=').map(|(name, _)| name.to_owned());

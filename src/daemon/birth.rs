@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use mio::Interest;
 
-use super::bind::WINDOW;
 use super::ends::{Ends, ends, give, make_dir};
 use super::environment::{self, WORK_DIR};
 use super::live::{Evidence, Live, Watched};
@@ -22,7 +21,7 @@ use super::timers::Timer;
 use crate::engine::{Input, Time};
 use crate::host::cgroup::{CgroupError, Enforcement, WorkerCgroup};
 use crate::host::identity::{IdentityError, MAPPED_RANGE, user_namespace};
-use crate::host::init_image::{Begins, ImageError, Start, start_image};
+use crate::host::init_image::{Begins, ImageError, Start, Window, start_image};
 use crate::host::ledger::LedgerError;
 use crate::host::logfile::{LogFile, LogFileError, Stream};
 use crate::host::port;
@@ -126,6 +125,8 @@ pub(super) fn start_failure(stage: &str, error: &(dyn std::error::Error + 'stati
 
 /// How often a spawn is tried again for which the host had no room.
 const RETRIES: u32 = 10;
+/// The size of a terminal that nobody has attached to yet.
+pub(super) const WINDOW: Window = Window { rows: 24, columns: 80 };
 /// The first pause; it doubles, up to the longest.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);

@@ -51,6 +51,9 @@ pub(super) fn of_worker(pool: &Pool, slot: u32, instance: &str) -> (Vec<String>,
     if let Some(interval) = watchdog(pool) {
         env.push(format!("WATCHDOG_USEC={}", interval.as_micros()));
     }
+    if pool.spec.terminal {
+        env.push("TERM=xterm-256color".to_owned());
+    }
     if !pool.spec.listen.is_empty() {
         let names: Vec<&str> = pool.spec.listen.iter().map(listen_name).collect();
         env.push(format!("LISTEN_FDS={}", pool.spec.listen.len()));

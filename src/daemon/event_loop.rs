@@ -69,6 +69,7 @@ impl Daemon {
                 Some(Source::Client(place)) => self.on_client(place),
                 Some(Source::Init(worker)) => self.on_init(worker, *token, Budget::Turn),
                 Some(Source::Output(worker, stream)) => self.on_output(worker, stream, *token, Budget::Turn),
+                Some(Source::Terminal(number)) => self.on_terminal(number, *token, Budget::Turn),
                 Some(Source::Notify(worker)) => self.on_notify(worker, *token, Budget::Turn),
                 Some(Source::Channel(worker)) => self.on_channel(worker, *token, Budget::Turn),
                 Some(Source::Cgroup(worker)) => {
@@ -84,6 +85,7 @@ impl Daemon {
                 Some(Source::Limits) => self.on_limits(),
                 Some(Source::Import(number)) => self.on_import(number),
                 Some(Source::ImportEnd(number)) => self.on_import_end(number),
+                Some(Source::PullEnd(number)) => self.on_pull_end(number),
                 // Heard above; and what was closed meanwhile has nothing more to say.
                 Some(Source::Exit(_)) | None => {}
             }
@@ -102,6 +104,8 @@ impl Daemon {
                 Timer::ReadyProbe(worker, generation) => self.on_ready_probe_timer(worker, generation),
                 Timer::ProbeTimeout(place, number) => self.on_probe_timeout(place, number),
                 Timer::ClientTimeout(place, number) => self.on_client_timeout(place, number),
+                Timer::TerminalHeld(number) => self.on_terminal_held(number),
+                Timer::TerminalEnded(number) => self.on_terminal_ended(number),
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
@@ -109,6 +113,7 @@ impl Daemon {
                 Timer::Job(number) => self.on_job_timeout(number),
                 Timer::Upgrade => self.on_upgrade_timer(),
                 Timer::Import(number) => self.on_import_timeout(number),
+                Timer::Pull(number) => self.on_pull_timeout(number),
                 Timer::Chores => self.chores.append(&mut self.late_chores),
                 Timer::WriteState => self.write_state_again(),
                 Timer::LookAtExit(worker, generation) => {

@@ -17,6 +17,7 @@ use crate::host::cgroup::{CgroupError, Removal};
 use crate::host::logfile::Stream;
 use crate::host::spawn::{Gone, Status, Waited, exit_info, has_ended, step_failed, try_wait};
 use crate::host::workdir;
+use crate::protocol::attach;
 use crate::protocol::control::Cause;
 use crate::protocol::init::{Entry, Report, how, kind};
 use crate::spec::{Generation, WorkerId};
@@ -69,6 +70,7 @@ impl Daemon {
         }
         let was_running = live.phase == Phase::Running;
         live.phase = Phase::Ended;
+        live.was_up = was_running;
         if !was_running && live.start_failure.is_none() {
             let error = live.birth.as_ref().map_or(crate::host::spawn::SpawnError::Killed, step_failed);
             live.start_failure = Some(start_failure("spawn", &error));
@@ -78,6 +80,8 @@ impl Daemon {
         self.look_at_limits(worker);
         let (evidence, ended) = self.evidence_of(worker);
         self.evidence.insert((worker, generation), evidence);
+        self.end_terminals(worker, told_to_viewers(ended));
+        self.end_programs(worker);
         self.end_probes(worker);
         self.end_ready_file(worker);
         self.tell_claim_of_end(worker);
@@ -138,6 +142,7 @@ impl Daemon {
         if let Some(token) = stderr {
             self.on_output(worker, Stream::Stderr, token, Budget::Rest);
         }
+        self.drain_terminals(worker);
         let Some(live) = self.live.get_mut(&worker) else { return };
         let rest = [&mut live.init, &mut live.notify, &mut live.channel, &mut live.stdout, &mut live.stderr];
         for watched in rest.into_iter().filter_map(Option::take) {
@@ -236,8 +241,9 @@ impl Daemon {
             self.sources.remove(token, fd.as_fd());
         }
         self.chores.push_back(live.chore);
-        let started = self.evidence.get(&(worker, generation)).is_none_or(|known| known.start_failure.is_none());
-        self.inputs.push(match started {
+        // A claim's program may have failed to start in a worker that was up.
+        let failed = self.evidence.get(&(worker, generation)).is_some_and(|known| known.start_failure.is_some());
+        self.inputs.push(match live.was_up || !failed {
             true => Input::Emptied(worker, generation),
             false => Input::SpawnFailed(worker, generation),
         });
@@ -348,6 +354,16 @@ fn ended(live: &Live, oom_kills: Option<u64>) -> Ended {
         Some(9) if oom_kills.is_some_and(|kills| kills > 0) => Ended::OutOfMemory,
         Some(signal) => Ended::Signalled(signal),
         None => Ended::Unknown,
+    }
+}
+
+/// The same for whoever looked at its terminal.
+fn told_to_viewers(ended: Ended) -> attach::Ended {
+    match ended {
+        Ended::Exited(code) => u8::try_from(code & 0xff).map_or(attach::Ended::Unknown, attach::Ended::Exited),
+        Ended::Signalled(signal) => u8::try_from(signal).map_or(attach::Ended::Unknown, attach::Ended::Signalled),
+        Ended::OutOfMemory => attach::Ended::Signalled(9),
+        Ended::Unknown => attach::Ended::Unknown,
     }
 }
 

@@ -25,6 +25,7 @@ use super::own_files::OwnFiles;
 use super::passed::Passed;
 use super::pool::remove_stale_in;
 use super::probe::Probes;
+use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::recover::{Recovery, end_leftovers};
 use super::reload::{FIRST_START, discard_sockets, prepare_all};
@@ -152,15 +153,28 @@ impl Daemon {
         let pid = std::process::id().to_string();
         self.audit("coordinator_start", "daemon", &[("version", env!("CARGO_PKG_VERSION")), ("pid", &pid)]);
         self.forget_untaken_pidfds();
-        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
-        self.catch_up_with_manager();
         self.set_watchdog();
-        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        let ready = self.begin_pulls();
+        if ready {
+            self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+            self.catch_up_with_manager();
+            tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        }
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
         self.reap_orphans();
         self.sweep_volumes();
         self.restart_what_differs(old_config);
+        if ready {
+            self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
+        }
+    }
+
+    /// Says that the daemon is ready, after what it has waited for.
+    pub(super) fn say_ready(&mut self) {
+        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        self.catch_up_with_manager();
+        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
         self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
     }
 
@@ -194,6 +208,7 @@ impl Daemon {
         self.end_jobs();
         self.break_holds("the daemon ends");
         self.audit_stop("workers are ended");
+        self.end_pulls();
         self.end_imports("the daemon ends");
         if self.leaves {
             self.end_alone();
@@ -471,6 +486,7 @@ fn let_signals_through(handover: Option<&Handover>) -> Result<(), Error> {
     through.map_err(|source| Error::Start { operation: "let signals through", source })
 }
 
+#[expect(clippy::too_many_lines, reason = "most of it is one field a line")]
 fn assemble(
     config: Config,
     options: RunOptions,
@@ -517,6 +533,7 @@ fn assemble(
         written: BTreeMap::new(),
         certificates: found.certificates,
         logs: BTreeMap::new(),
+        terminals: super::terminal::Terminals::default(),
         sources,
         timers: Timers::default(),
         probes: Probes::default(),
@@ -524,6 +541,7 @@ fn assemble(
         limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
         images,
+        pulls: Pulls::default(),
         chores: found.chores,
         late_chores: VecDeque::new(),
         events: EventLog::default(),

@@ -59,6 +59,8 @@ pub(super) struct Live {
     pub(super) pool: PoolId,
     pub(super) generation: Generation,
     pub(super) phase: Phase,
+    /// Whether it was running when it ended.
+    pub(super) was_up: bool,
     /// The pidfd of its first process, until it was waited for.
     pub(super) process: Option<Watched>,
     /// Pid of its first process, for people.
@@ -71,12 +73,12 @@ pub(super) struct Live {
     pub(super) main: Option<OwnedFd>,
     /// The host's pid of its program, for people.
     pub(super) main_pid: Option<u32>,
+    /// Numbers of the terminals of its programs.
+    pub(super) terminals: Vec<u64>,
     pub(super) stdout: Option<Watched>,
     pub(super) stderr: Option<Watched>,
     pub(super) notify: Option<Watched>,
     pub(super) channel: Option<Watched>,
-    /// The master end of its program's terminal.
-    pub(super) terminal: Option<OwnedFd>,
     pub(super) cgroup: WorkerCgroup,
     /// Watch on `cgroup.events`, only while it is waited for emptiness.
     pub(super) cgroup_events: Option<Token>,
@@ -132,17 +134,18 @@ impl Live {
             pool: known.pool,
             generation: known.generation,
             phase: Phase::Starting,
+            was_up: false,
             process: None,
             init_pid,
             birth,
             init: None,
             main: None,
             main_pid: None,
+            terminals: Vec::new(),
             stdout: None,
             stderr: None,
             notify: None,
             channel: None,
-            terminal: None,
             cgroup,
             cgroup_events: None,
             removals: 0,

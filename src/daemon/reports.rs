@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 
 use super::birth::{release, start_failure};
+use super::control::running::{not_started, program_ended};
 use super::live::{Live, Phase, ReadyWord, Watched};
 use super::probe::Purpose;
 use super::state::Daemon;
@@ -79,6 +80,7 @@ impl Daemon {
         // Its first word shows that it has exec'd, and so is done with the daemon's memory.
         release(&mut self.shared.stacks, live.birth.take(), Gone::InitSpoke);
         match report.kind {
+            kind::STARTED if report.a != MAIN => self.on_program_started(worker, report.a, passed),
             kind::STARTED if live.phase == Phase::Starting => {
                 live.phase = Phase::Running;
                 live.main_pid = passed.as_ref().and_then(pid_of);
@@ -94,7 +96,9 @@ impl Daemon {
             }
             // It was heard before.
             kind::PARKED => {}
-            kind::TERMINAL if report.a == MAIN => live.terminal = passed,
+            kind::TERMINAL => self.on_terminal_made(worker, report.a, passed),
+            kind::NOT_STARTED if report.c != MAIN => self.on_program_ended(worker, report.c, not_started(report)),
+            kind::PROGRAM_ENDED => self.on_program_ended(worker, report.a, program_ended(report)),
             // The program of a claim.
             kind::STARTED if report.a == MAIN && live.main.is_none() => {
                 live.main_pid = passed.as_ref().and_then(pid_of);
@@ -104,7 +108,7 @@ impl Daemon {
             }
             // Said to the daemon before this one, which was killed before it heard; its pidfd was found without it.
             kind::STARTED => {}
-            kind::NOT_STARTED if report.c == MAIN => {
+            kind::NOT_STARTED => {
                 let of_pool = self.pools.get(&live.pool).map(|pool| &pool.spec.command);
                 let of_session = self.sessions.of(worker).map(|session| &session.command);
                 let program = of_session.or(of_pool).and_then(|command| command.first());
@@ -116,6 +120,21 @@ impl Daemon {
             kind::MAIN_EXITED => live.main_exit = Some(*report),
             kind::SWEPT => live.leftover = Some(report.a),
             _ => live.junk += 1,
+        }
+    }
+
+    /// A program is about to start on a terminal.
+    fn on_terminal_made(&mut self, worker: WorkerId, program: u64, master: Option<OwnedFd>) {
+        // That of the main program may be known: its init keeps it. That of another is nobody's if its client has gone.
+        if self.terminal_of(worker, program).is_some() == (program == MAIN) {
+            return;
+        }
+        let begun = match master {
+            Some(master) => self.begin_terminal(worker, program, master),
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        if let Err(error) = begun {
+            tracing::warn!(target: "worker", %error, "watch the terminal of {}: nobody can attach to it", self.worker_name(worker));
         }
     }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::clock;
 use super::state::Daemon;
 use crate::engine::{CallId, Input};
-use crate::protocol::control::SessionInfo;
+use crate::protocol::control::Claimed;
 use crate::spec::{Generation, PoolName, WorkerId};
 
 /// A claimed worker.
@@ -42,8 +42,8 @@ pub(super) struct Session {
 
 impl Session {
     /// As it is told.
-    pub(super) fn info(&self) -> SessionInfo {
-        SessionInfo {
+    pub(super) fn info(&self) -> Claimed {
+        Claimed {
             name: self.name.clone(),
             owner: self.owner,
             project: self.project.clone(),

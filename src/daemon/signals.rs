@@ -109,6 +109,10 @@ impl Daemon {
                 self.on_import_end(import);
                 continue;
             }
+            if let Some(pull) = self.pull_of(pid) {
+                self.on_pull_end(pull);
+                continue;
+            }
             if self.is_trial(pid) {
                 self.on_trial();
                 continue;

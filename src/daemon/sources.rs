@@ -26,6 +26,8 @@ pub(super) enum Source {
     Init(WorkerId),
     /// A worker writes.
     Output(WorkerId, Stream),
+    /// A terminal is written to, or read by its program; by its number.
+    Terminal(u64),
     /// A worker sends to its notify socket.
     Notify(WorkerId),
     /// A worker speaks on its channel.
@@ -48,6 +50,8 @@ pub(super) enum Source {
     Import(u64),
     /// The reader of an archive has ended.
     ImportEnd(u64),
+    /// The pull of an image has ended, by its number.
+    PullEnd(u64),
 }
 
 #[derive(Debug)]

@@ -24,10 +24,12 @@ use super::own_files::OwnFiles;
 use super::persist::Persist;
 use super::pool::Pool;
 use super::probe::Probes;
+use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::session::Sessions;
 use super::signals::Signals;
 use super::sources::Sources;
+use super::terminal::Terminals;
 use super::timers::Timers;
 use super::upgrade::{Handover, Upgrade};
 use super::watchdog::Watchdog;
@@ -151,6 +153,8 @@ pub(super) struct Daemon {
     pub(super) certificates: VecDeque<DeathCertificate>,
     /// The logs of live generations.
     pub(super) logs: BTreeMap<WorkerId, LogFile>,
+    /// The terminals of workers.
+    pub(super) terminals: Terminals,
     pub(super) sources: Sources,
     pub(super) timers: Timers,
     pub(super) probes: Probes,
@@ -162,6 +166,7 @@ pub(super) struct Daemon {
     /// Those that the host had no room for a moment ago.
     pub(super) late_chores: VecDeque<Chore>,
     pub(super) images: Images,
+    pub(super) pulls: Pulls,
     pub(super) events: EventLog,
     pub(super) control: Control,
     pub(super) log: LogHandle,

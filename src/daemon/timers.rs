@@ -18,6 +18,10 @@ pub(super) enum Timer {
     ProbeTimeout(u32, u64),
     /// A client has begun a message and not finished it, by its place and number.
     ClientTimeout(u32, u64),
+    /// A viewer has held a terminal back for a while, by the terminal's number.
+    TerminalHeld(u64),
+    /// Viewers of a terminal that ended have had their time.
+    TerminalEnded(u64),
     /// Watch once more for limits that a worker runs into.
     WatchLimits(WorkerId, Generation),
     /// Look for files that make workers ready without a watch.
@@ -30,6 +34,8 @@ pub(super) enum Timer {
     Upgrade,
     /// An archive has had its time, by the number of its import.
     Import(u64),
+    /// The pull of an image has had its time.
+    Pull(u64),
     /// Write down what could not be written.
     WriteState,
     /// Remove once more what could not be removed.

@@ -401,6 +401,7 @@ impl Daemon {
         let failed = |operation| move |source| HandoverError::Step { operation, source };
         let Some(asked) = self.upgrade.as_ref().map(|upgrade| upgrade.asked) else { return Ok(()) };
         // A reader would be a child that the new program knows nothing of.
+        self.end_pulls();
         self.end_imports("the daemon is being upgraded: import it again");
         self.dismiss_clients(asked);
         self.write_down();

@@ -41,15 +41,15 @@ impl Helper {
     /// # Errors
     /// When it cannot be executed.
     pub fn run(program: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> io::Result<Self> {
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).envs(variables.iter().copied());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: std::process::Command) -> io::Result<Self> {
         let (stdout, their_stdout) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let (stderr, their_stderr) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let mut child = std::process::Command::new(program)
-            .args(arguments)
-            .envs(variables.iter().copied())
-            .stdin(std::process::Stdio::null())
-            .stdout(their_stdout)
-            .stderr(their_stderr)
-            .spawn()?;
+        let mut child = command.stdin(std::process::Stdio::null()).stdout(their_stdout).stderr(their_stderr).spawn()?;
         // Not waited for yet, so the pid is still this child's.
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self { pidfd, stdout, stderr }),
@@ -59,6 +59,16 @@ impl Helper {
                 Err(errno.into())
             }
         }
+    }
+
+    /// As [`Helper::run`], with nothing of this process's own environment.
+    ///
+    /// # Errors
+    /// When it cannot be executed.
+    pub fn run_with_only(program: &Path, arguments: &[&str], variables: &[(String, String)]) -> io::Result<Self> {
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).env_clear().envs(variables.iter().cloned());
+        Self::spawn(command)
     }
 
     /// Runs this program with one argument, an empty environment and one end of a new socket of packets as its standard

@@ -19,20 +19,21 @@ mod interface_tests;
 
 pub use certificate::{Cause, DeathCertificate, LAST_OUTPUT_BYTES_MAX, StartFailure};
 pub use claim::{
-    CLAIM_ITEMS_MAX, ClaimReply, ClaimRequest, ClaimsInfo, PauseRequest, PoolRequest, SessionInfo, is_session_name,
+    CLAIM_ITEMS_MAX, ClaimReply, ClaimRequest, Claimed, ClaimsInfo, PauseRequest, PoolRequest, is_session_name,
 };
 pub use error::{Error, Failure as CallFailure};
 pub use image::{
     ImageImportReply, ImageImportRequest, ImageInfo, ImageInspectReply, ImageListReply, ImageRemoveReply, ImageRequest,
 };
 pub use reply::{
-    CertificatesReply, ChangeReply, Check, ConfigReply, DoctorReply, Empty, Event, EventKind, EventsReply, Failure,
-    InspectReply, ListReply, LogEntry, LogsReply, ReloadReply, SetLogReply, ShutdownReply, StatsReply, Stream,
-    UpgradeReply, WorkerStats,
+    AttachReply, CertificatesReply, ChangeReply, Check, ConfigReply, DoctorReply, Empty, Event, EventKind, EventsReply,
+    Failure, InspectReply, ListReply, LogEntry, LogsReply, ReloadReply, SessionInfo, SessionsReply, SetLogReply,
+    ShutdownReply, StatsReply, Stream, UpgradeReply, WorkerStats,
 };
 pub use request::{
-    CertificatesRequest, EventsRequest, InterfaceRequest, KillRequest, ListRequest, LogsRequest, NoParameters, Request,
-    ScaleRequest, Scope, SetLogRequest, ShutdownRequest, StatsRequest, TargetRequest, UpgradeRequest,
+    AttachRequest, CertificatesRequest, EventsRequest, ExecRequest, InterfaceRequest, KillRequest, ListRequest,
+    LogsRequest, NoParameters, Request, SEND_BYTES_MAX, ScaleRequest, Scope, SendRequest, SetLogRequest,
+    ShutdownRequest, StatsRequest, TargetRequest, UpgradeRequest, WatchRequest,
 };
 pub use target::{Target, TargetError};
 pub use volume::{

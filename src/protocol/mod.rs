@@ -3,6 +3,7 @@
 //! Everything here takes bytes that somebody else wrote. Nothing panics on them, nothing grows without a bound, and an
 //! error says what was expected. `daemon` and `cli` own the sockets and call in here; this module may use `spec` alone.
 
+pub mod attach;
 pub mod audit;
 pub mod channel;
 pub mod control;

@@ -134,6 +134,16 @@ impl Decoder {
         self.buffer.len() - self.start
     }
 
+    /// Gives out what was pushed behind the last frame, which is of another protocol after an upgrade.
+    #[must_use]
+    pub fn take_rest(&mut self) -> Vec<u8> {
+        let rest = self.buffer.split_off(self.start);
+        self.buffer = Vec::new();
+        self.start = 0;
+        self.scanned = 0;
+        rest
+    }
+
     fn fail(&mut self, error: FrameError) -> FrameError {
         self.buffer = Vec::new();
         self.start = 0;

@@ -22,8 +22,8 @@ pub use image::{IMAGE_NAME_BYTES_MAX, ImageConfig, ImageName, ImageNameError, is
 pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, VolumeName, WorkerId};
 pub use policy::{ClaimPolicy, Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
 pub use pool::{
-    Bind, Config, Cpuset, DaemonSpec, Grantee, Identity, Limit, Limits, LimitsMode, Listen, LogFormat, LogSpec, Net,
-    OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp, VOLUMES_MAX, VolumeMount,
+    Bind, Config, Cpuset, DaemonSpec, Grantee, Identity, ImagePull, Limit, Limits, LimitsMode, Listen, LogFormat,
+    LogSpec, Net, OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp, VOLUMES_MAX, VolumeMount,
 };
 pub use scalar::{
     ScalarError, format_bytes, format_cpus, format_duration, is_unlimited, parse_bytes, parse_cpus, parse_duration,

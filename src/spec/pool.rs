@@ -40,6 +40,36 @@ pub struct DaemonSpec {
     pub roles: Vec<RoleGrant>,
     /// One deadline for stopping everything at shutdown.
     pub shutdown_timeout: Duration,
+    /// Images that may be roots; empty is all.
+    pub image_allow: Vec<ImageName>,
+    /// What is done at the start about images that pools name and that are not there.
+    pub image_pull: ImagePull,
+}
+
+/// What is done at a daemon's start about images that are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImagePull {
+    /// They are pulled before the daemon is ready.
+    First,
+    /// They are pulled in the background.
+    Lazily,
+    /// Nothing.
+    Never,
+}
+
+impl DaemonSpec {
+    /// Whether an image may be a root.
+    ///
+    /// # Errors
+    /// It is not in the list; the sentence has the list.
+    pub fn check_image(&self, image: &ImageName) -> Result<(), String> {
+        if self.image_allow.is_empty() || self.image_allow.contains(image) {
+            return Ok(());
+        }
+        let allowed: Vec<&str> = self.image_allow.iter().map(ImageName::as_str).collect();
+        let allowed = allowed.join(", ");
+        Err(format!("Security violation: image '{image}' not in allowlist; `image_allow` has {allowed}"))
+    }
 }
 
 /// Whether defaults that cannot be enforced are errors.
@@ -102,6 +132,8 @@ pub struct PoolSpec {
     pub command: Vec<String>,
     /// What the engine decides by.
     pub policy: PoolPolicy,
+    /// Whether the program has a terminal, instead of pipes for its output.
+    pub terminal: bool,
     /// Environment, from empty, beside what halsup sets. Same replacements as `command`.
     pub env: BTreeMap<String, String>,
     /// Worker N is told port `base_port + N`.
@@ -134,8 +166,6 @@ pub struct PoolSpec {
     pub log: LogSpec,
     /// Where directories must lie that a claim brings into a worker.
     pub projects: Vec<PathBuf>,
-    /// Whether its program runs on a terminal of its own.
-    pub terminal: bool,
     /// What becomes of workers when the daemon dies.
     pub on_supervisor_death: OnSupervisorDeath,
 }

@@ -47,6 +47,7 @@ mod store;
 mod supervision;
 mod survival;
 mod systemd;
+mod terminals;
 mod upgrade;
 mod varlink_client;
 mod volumes;

@@ -33,6 +33,8 @@ pub(crate) enum Need<'a> {
     Busybox,
     /// Python 3 with its standard library.
     Python3,
+    /// A program in the search path.
+    Program(&'a str),
     /// An interpreter with the package `varlink`, which `HALSUP_TEST_VARLINK_PYTHON` names.
     VarlinkPython,
     /// A Docker daemon that answers, and the image that `HALSUP_TEST_IMAGE` names.
@@ -58,6 +60,7 @@ impl fmt::Display for Need<'_> {
             Self::Overlay => f.write_str("overlay"),
             Self::Busybox => f.write_str("busybox"),
             Self::Python3 => f.write_str("python3"),
+            Self::Program(name) => write!(f, "program:{name}"),
             Self::VarlinkPython => f.write_str("varlink-python"),
             Self::Docker => f.write_str("docker"),
             Self::WallClock => f.write_str("wall-clock"),
@@ -77,6 +80,7 @@ impl<'a> Need<'a> {
             "overlay" => Self::Overlay,
             "busybox" => Self::Busybox,
             "python3" => Self::Python3,
+            _ if word.starts_with("program:") => Self::Program(word.split_once(':')?.1),
             "varlink-python" => Self::VarlinkPython,
             "docker" => Self::Docker,
             "systemd" => Self::Systemd,
@@ -108,6 +112,8 @@ impl<'a> Need<'a> {
                 .is_ok_and(|all| all.lines().any(|line| line.split_whitespace().next_back() == Some("overlay"))),
             Self::Busybox => busybox().is_some(),
             Self::Python3 => succeeds("python3", &["-c", "import http.server"]),
+            Self::Program(name) => std::env::var_os("PATH")
+                .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).is_file())),
             Self::VarlinkPython => varlink_python().is_some_and(|python| succeeds(&python, &["-c", "import varlink"])),
             Self::Docker => test_image().is_some() && succeeds("docker", &["version"]),
             Self::Systemd => {
@@ -212,6 +218,7 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Userns,
         Need::Overlay,
         Need::Python3,
+        Need::Program("vim"),
         Need::VarlinkPython,
         Need::Docker,
         Need::WallClock,

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::super::bind::{WINDOW, Wanted};
+use super::super::bind::Wanted;
+use super::super::birth::WINDOW;
 use super::super::session::abandon_call;
 use super::super::state::Daemon;
 use super::client::Task;
@@ -145,16 +146,63 @@ impl Daemon {
         uid == 0 || uid == self.control.own_uid || self.sessions.of(worker).is_none_or(own)
     }
 
-    /// Gives a claimed worker back.
-    pub(super) fn ordered_release(&mut self, asked: Asked, request: &Request, target: EngineTarget) -> Option<Error> {
-        debug_assert!(matches!(request, Request::Release(_)), "the caller looked");
+    /// Whether a request would look into a session of somebody else's, or do something to it.
+    pub(super) fn is_foreign(&self, uid: u32, request: &Request) -> bool {
+        let target = match request {
+            Request::Start(request)
+            | Request::Stop(request)
+            | Request::Restart(request)
+            | Request::Reset(request)
+            | Request::Release(request)
+            | Request::Inspect(request) => &request.target,
+            Request::Kill(request) => &request.target,
+            Request::Logs(request) => &request.worker,
+            Request::Attach(request) => &request.target,
+            Request::Watch(request) => &request.target,
+            Request::Send(request) => &request.target,
+            Request::Exec(request) => &request.target,
+            Request::GetInfo(_)
+            | Request::GetInterfaceDescription(_)
+            | Request::Ping(_)
+            | Request::Status(_)
+            | Request::List(_)
+            | Request::Scale(_)
+            | Request::Claim(_)
+            | Request::Warm(_)
+            | Request::Pause(_)
+            | Request::Sessions(_)
+            | Request::Events(_)
+            | Request::Stats(_)
+            | Request::Certificates(_)
+            | Request::Reload(_)
+            | Request::Upgrade(_)
+            | Request::Shutdown(_)
+            | Request::SetLog(_)
+            | Request::Doctor(_)
+            | Request::ImageImport(_)
+            | Request::ImageList(_)
+            | Request::ImageInspect(_)
+            | Request::ImageRemove(_)
+            | Request::ListVolumes(_)
+            | Request::CreateVolume(_)
+            | Request::RepairVolume(_)
+            | Request::HoldVolumes(_)
+            | Request::RemoveVolume(_)
+            | Request::GetConfig(_) => return false,
+        };
+        // One that does not exist is nobody's.
+        self.resolve(target).is_ok_and(|target| self.views(target).any(|view| !self.may_touch(view.worker, uid)))
+    }
+
+    /// Why this cannot be given back.
+    pub(super) fn refuse_release(&self, target: EngineTarget) -> Option<Error> {
         let EngineTarget::Worker(worker) = target else {
             return Some(Error::Refused { reason: "only one session can be released at once".into() });
         };
         if self.sessions.of(worker).is_none() {
             return Some(Error::Refused { reason: format!("{} is not claimed", self.worker_name(worker)) });
         }
-        (!self.may_touch(worker, asked.by.uid)).then(|| Error::Refused { reason: "it is somebody else's".into() })
+        None
     }
 
     /// Lets a pool be, or not any more.
@@ -177,7 +225,7 @@ impl Daemon {
 
 /// What a claim wants, with everything opened that it names.
 fn wanted(request: &ClaimRequest, pool: &PoolSpec, owner: u32, trusted: bool, number: u64) -> Result<Wanted, String> {
-    let name = request.name.clone().unwrap_or_else(|| made_up_name(number));
+    let name = request.session.clone().unwrap_or_else(|| made_up_name(number));
     if !is_session_name(&name) {
         return Err(format!("{name:?} is no name of a session"));
     }

@@ -11,14 +11,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
+use super::attached::Attached;
 use super::follow::LogFollower;
 use super::output::{Full, Output, Written};
 use super::pieces::Pieces;
 use super::roles::Principal;
+use super::running::Piped;
 use crate::daemon::clock;
 use crate::daemon::events::Cursor;
 use crate::daemon::sources::Sources;
 use crate::engine::Time;
+use crate::protocol::attach::{Frame as _, Parting, ToViewer};
 use crate::protocol::control::{Error, EventsReply, LogsReply};
 use crate::protocol::varlink::{Decoder, FRAME_BYTES_MAX, REPLY_BYTES_MAX, Reply};
 
@@ -47,6 +50,10 @@ pub(in crate::daemon) enum Task {
     Events(Cursor),
     /// Lines as they are written, until it says something else.
     Logs(LogFollower),
+    /// A terminal, for as long as both are there; calls are spoken no more.
+    Attached(Box<Attached>),
+    /// A program without a terminal that it has started; calls are spoken no more.
+    Piped(Box<Piped>),
     /// The end of the daemon; with `more`, it was last told of so many workers.
     Shutdown(Option<u32>),
     /// An image, by the number of its import; with `more`, it was last told of so many bytes.
@@ -73,6 +80,8 @@ pub(super) struct Client {
     pub(super) number: u64,
     pub(super) peer: Principal,
     pub(super) task: Task,
+    /// The terminal that it looks at, or did when it was last put back.
+    pub(super) terminal: Option<u64>,
     decoder: Decoder,
     output: Output,
     input: Input,
@@ -107,6 +116,7 @@ impl Client {
             number,
             peer,
             task: Task::Idle,
+            terminal: None,
             decoder: Decoder::new(),
             output: Output::default(),
             input: Input::Blocked,
@@ -146,7 +156,12 @@ impl Client {
     pub(super) fn takes_calls(&self) -> bool {
         let free = match self.task {
             Task::Idle | Task::Events(_) | Task::Logs(_) => true,
-            Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => false,
+            Task::Order
+            | Task::Pieces(_)
+            | Task::Attached(_)
+            | Task::Piped(_)
+            | Task::Shutdown(_)
+            | Task::Import(..) => false,
         };
         free && !self.gone && self.close_due.is_none() && self.output.is_empty()
     }
@@ -172,7 +187,7 @@ impl Client {
         let mut buffer = [0; BUFFER_BYTES];
         let mut budget = READ_BYTES_MAX;
         // Calls that are not taken yet fill the decoder and then the socket, and hold back their sender.
-        while self.input != Input::Ended && budget > 0 && self.decoder.waiting_bytes() <= FRAME_BYTES_MAX {
+        while self.input != Input::Ended && budget > 0 && self.has_room() {
             self.input = match self.receive(&mut buffer) {
                 Ok(Received::TooMany) => {
                     self.gone = true;
@@ -180,7 +195,8 @@ impl Client {
                 }
                 Ok(Received::Bytes(0)) => Input::Ended,
                 Ok(Received::Bytes(count)) => {
-                    self.decoder.push(buffer.get(..count).unwrap_or_default());
+                    let read = buffer.get(..count).unwrap_or_default();
+                    self.take_in(read);
                     budget = budget.saturating_sub(count);
                     Input::More
                 }
@@ -197,6 +213,78 @@ impl Client {
         }
         // Who has only finished speaking still reads; who has hung up does not.
         self.gone |= self.has_hung_up();
+    }
+
+    fn has_room(&self) -> bool {
+        match &self.task {
+            Task::Attached(attached) => attached.takes_more(),
+            Task::Piped(piped) => piped.takes_more(),
+            Task::Idle
+            | Task::Order
+            | Task::Pieces(_)
+            | Task::Events(_)
+            | Task::Logs(_)
+            | Task::Import(..)
+            | Task::Shutdown(_) => self.decoder.waiting_bytes() <= FRAME_BYTES_MAX,
+        }
+    }
+
+    fn take_in(&mut self, read: &[u8]) {
+        match &mut self.task {
+            Task::Attached(attached) => attached.push(read),
+            Task::Piped(piped) => piped.push(read),
+            Task::Idle
+            | Task::Order
+            | Task::Pieces(_)
+            | Task::Events(_)
+            | Task::Logs(_)
+            | Task::Import(..)
+            | Task::Shutdown(_) => {
+                self.decoder.push(read);
+            }
+        }
+    }
+
+    /// Ends it at once: nothing that could be said would be heard.
+    pub(super) const fn hang_up(&mut self) {
+        self.gone = true;
+    }
+
+    /// What it looks at a terminal with, if it does.
+    pub(super) fn attached(&self) -> Option<&Attached> {
+        if let Task::Attached(attached) = &self.task { Some(attached) } else { None }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn attached_mut(&mut self) -> Option<&mut Attached> {
+        if let Task::Attached(attached) = &mut self.task { Some(attached) } else { None }
+    }
+
+    /// Whether it says nothing any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.input == Input::Ended
+    }
+
+    /// Whether there may be more to read although the kernel has no news of it.
+    pub(super) fn may_have_more(&self) -> bool {
+        self.input == Input::More
+    }
+
+    /// If it looks at a terminal from now on, what it has said behind its call belongs to that.
+    pub(super) fn begin_to_look(&mut self) {
+        if matches!(self.task, Task::Attached(_) | Task::Piped(_)) {
+            let rest = self.decoder.take_rest();
+            self.take_in(&rest);
+            self.terminal = self.attached().map(|attached| attached.viewer.terminal);
+            self.message_due = None;
+        }
+    }
+
+    /// Puts a frame on its way to a client that looks at a terminal; it has read all before.
+    pub(super) fn say_frame(&mut self, frame: Vec<u8>) {
+        if !self.gone && self.close_due.is_none() {
+            self.output.push(frame).unwrap_or_else(|Full| self.output.cut());
+        }
     }
 
     /// Reads once. A descriptor that comes along waits for the call that takes it, one at a time: whoever sends more would
@@ -291,6 +379,11 @@ impl Client {
         let last = match self.task {
             Task::Events(_) => Reply::last(&EventsReply::default()),
             Task::Logs(_) => Reply::last(&LogsReply::default()),
+            Task::Piped(_) => return self.say_frame(ToViewer::Parted(Parting::DaemonLeaves).encode()),
+            Task::Attached(_) => {
+                self.task = Task::Idle;
+                return self.say_frame(ToViewer::Parted(Parting::DaemonLeaves).encode());
+            }
             Task::Idle | Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => return,
         };
         self.task = Task::Idle;
@@ -301,7 +394,10 @@ impl Client {
     /// Takes no more calls; is gone when the last reply is written, or by a deadline.
     pub(super) fn close(&mut self, now: Time) {
         self.close_due = self.close_due.or(Some(clock::after(now, CLOSE_TIMEOUT)));
-        self.task = Task::Idle;
+        // What belongs to a program is given back when the connection is.
+        if !matches!(self.task, Task::Piped(_)) {
+            self.task = Task::Idle;
+        }
         self.greeting_due = None;
         self.message_due = None;
     }

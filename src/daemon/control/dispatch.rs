@@ -43,6 +43,8 @@ pub(in crate::daemon) struct Asked {
     pub(in crate::daemon) by: roles::Principal,
     /// More than one reply is welcome.
     pub(in crate::daemon) more: bool,
+    /// The connection is for another protocol then.
+    pub(in crate::daemon) upgrade: bool,
     /// No reply is wanted.
     pub(in crate::daemon) oneway: bool,
 }
@@ -51,6 +53,12 @@ impl Daemon {
     /// Reads what a client has sent and takes its calls, within the budget.
     pub(super) fn serve(&mut self, place: u32, client: &mut Client) {
         client.read();
+        if matches!(client.task, Task::Attached(_)) {
+            return self.hear_viewer(client);
+        }
+        if matches!(client.task, Task::Piped(_)) {
+            return self.hear_runner(client);
+        }
         let mut drained = false;
         for _ in 0..CALLS_MAX {
             if !client.takes_calls() {
@@ -66,6 +74,12 @@ impl Daemon {
             client.write();
         }
         client.note_calls(drained);
+        if matches!(client.task, Task::Attached(_)) {
+            self.hear_viewer(client);
+        }
+        if matches!(client.task, Task::Piped(_)) {
+            self.hear_runner(client);
+        }
     }
 
     fn take_call(&mut self, place: u32, client: &mut Client, frame: &[u8]) {
@@ -73,12 +87,25 @@ impl Daemon {
             Ok(call) => call,
             Err(error) => return client.say_last(&error.reply(), self.now),
         };
-        let asked = Asked { place, number: client.number, by: client.peer, more: call.more, oneway: call.oneway };
+        let asked = Asked {
+            place,
+            number: client.number,
+            by: client.peer,
+            more: call.more,
+            upgrade: call.upgrade,
+            oneway: call.oneway,
+        };
         let outcome = match Request::decode(call) {
             Ok(request) if !roles::allows(asked.by, self.control.own_uid, &request, &self.spec.roles) => {
                 let method = request.method().1;
                 self.control.complain(asked.by, &format!("permission denied: {method}"), self.now);
                 self.audit_refusal((asked.by.uid, asked.by.pid), method, "role");
+                Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
+            }
+            Ok(request) if self.is_foreign(asked.by.uid, &request) => {
+                let method = request.method().1;
+                self.control.complain(asked.by, &format!("somebody else's session: {method}"), self.now);
+                self.audit_refusal((asked.by.uid, asked.by.pid), method, "somebody else's session");
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
             Ok(Request::ImageImport(request)) => self.ordered_import(asked, request, client.take_passed()),
@@ -94,6 +121,7 @@ impl Daemon {
             Outcome::Begin(reply, task) => {
                 client.say(&reply, self.now);
                 client.task = task;
+                client.begin_to_look();
             }
         }
     }
@@ -113,6 +141,14 @@ impl Daemon {
             Request::Stats(request) => return self.stats(asked, request.target.as_ref()),
             Request::Certificates(request) => return self.told_certificates(asked, request),
             Request::Logs(request) => return self.told_logs(asked, &request),
+            Request::Attach(request) => {
+                let steal = Some(request.steal == Some(true));
+                return self.attach(asked, &request.target, request.replay, steal);
+            }
+            Request::Watch(request) => return self.attach(asked, &request.target, request.replay, None),
+            Request::Exec(request) => return self.exec(asked, &request),
+            Request::Send(request) => return self.send(asked, &request),
+            Request::Sessions(request) => return self.sessions(request.pool),
             Request::Events(request) => return self.told_events(&request),
             request @ (Request::Start(_)
             | Request::Stop(_)

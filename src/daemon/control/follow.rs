@@ -80,7 +80,13 @@ impl Client {
         let (follower, reached) = match &mut self.task {
             Task::Logs(follower) => (follower, None),
             Task::Pieces(pieces) => pieces.follower()?,
-            Task::Idle | Task::Order | Task::Events(_) | Task::Shutdown(_) | Task::Import(..) => return None,
+            Task::Idle
+            | Task::Order
+            | Task::Events(_)
+            | Task::Attached(_)
+            | Task::Piped(_)
+            | Task::Shutdown(_)
+            | Task::Import(..) => return None,
         };
         let told = reached.is_none_or(|reached| worker <= reached);
         (told && covers(follower.target, worker)).then_some(follower)
@@ -90,7 +96,13 @@ impl Client {
         match &mut self.task {
             Task::Logs(_) => true,
             Task::Pieces(pieces) => pieces.follower().is_some(),
-            Task::Idle | Task::Order | Task::Events(_) | Task::Shutdown(_) | Task::Import(..) => false,
+            Task::Idle
+            | Task::Order
+            | Task::Events(_)
+            | Task::Attached(_)
+            | Task::Piped(_)
+            | Task::Shutdown(_)
+            | Task::Import(..) => false,
         }
     }
 }
@@ -159,6 +171,8 @@ impl Daemon {
                 Task::Pieces(_) => true,
                 Task::Events(cursor) => self.events.has_news(*cursor),
                 Task::Logs(follower) => follower.has_lines(),
+                Task::Attached(attached) => self.has_news_for(client, attached),
+                Task::Piped(piped) => piped.has_news(),
                 Task::Shutdown(Some(told)) => self.remaining() != *told,
             }
     }
@@ -169,6 +183,12 @@ impl Daemon {
             return;
         }
         let now = self.now;
+        if matches!(client.task, Task::Attached(_)) {
+            return self.feed_viewer(client);
+        }
+        if matches!(client.task, Task::Piped(_)) {
+            return self.feed_runner(client);
+        }
         client.task = match std::mem::take(&mut client.task) {
             Task::Pieces(pieces) => {
                 let (reply, next) = self.next_piece(pieces);
@@ -193,7 +213,12 @@ impl Daemon {
                 client.say(&Reply::piece(&progress), now);
                 Task::Import(import, Some(progress.read_bytes))
             }
-            task @ (Task::Idle | Task::Order | Task::Shutdown(None) | Task::Import(_, None)) => task,
+            task @ (Task::Idle
+            | Task::Order
+            | Task::Attached(_)
+            | Task::Piped(_)
+            | Task::Shutdown(None)
+            | Task::Import(_, None)) => task,
         };
     }
 

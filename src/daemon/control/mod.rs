@@ -7,6 +7,7 @@
 //! come, and `flush_clients` at the end of each turn.
 
 mod answers;
+mod attached;
 mod claim;
 mod client;
 mod dispatch;
@@ -17,6 +18,7 @@ mod orders;
 mod output;
 mod pieces;
 mod roles;
+pub(super) mod running;
 mod socket;
 mod usage;
 
@@ -188,7 +190,9 @@ impl Control {
             }
             match client.task {
                 Task::Idle => {}
-                Task::Events(_) | Task::Logs(_) => client.finish_stream(),
+                Task::Events(_) | Task::Logs(_) | Task::Attached(_) | Task::Piped(_) => {
+                    client.finish_stream();
+                }
                 Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => {
                     client.task = Task::Idle;
                     client.say(last, now);
@@ -376,17 +380,31 @@ impl Daemon {
     /// Keeps a client, or forgets it if it is gone.
     fn put_back(&mut self, place: u32, mut client: Client) {
         client.adjust_interest(&self.sources);
+        let looks = matches!(client.task, Task::Attached(_)) && !client.is_gone();
+        let (number, terminal) = (client.number, if looks { None } else { client.terminal.take() });
         if client.is_gone() {
-            if let Task::Import(import, _) = client.task {
-                self.cancel_import(import);
+            match std::mem::take(&mut client.task) {
+                Task::Piped(piped) => self.leave_program(*piped),
+                Task::Import(import, _) => self.cancel_import(import),
+                Task::Idle
+                | Task::Order
+                | Task::Pieces(_)
+                | Task::Events(_)
+                | Task::Logs(_)
+                | Task::Attached(_)
+                | Task::Shutdown(_) => {}
             }
-            self.end_hold(client.number);
-            return client.end(&mut self.sources);
+            self.end_hold(number);
+            client.end(&mut self.sources);
+        } else {
+            if let Some(due) = client.arm() {
+                self.timers.set(due, Timer::ClientTimeout(place, number));
+            }
+            self.control.clients.insert(place, client);
         }
-        if let Some(due) = client.arm() {
-            self.timers.set(due, Timer::ClientTimeout(place, client.number));
+        if let Some(terminal) = terminal {
+            self.leave_terminal(terminal, number);
         }
-        self.control.clients.insert(place, client);
     }
 
     /// Writes what is on its way to clients, as far as they take it. To be called at the end of each turn.
@@ -401,7 +419,11 @@ impl Daemon {
             if !client.is_gone() && (more || client.has_calls() || client.is_read_up() && self.has_news(&client)) {
                 self.sources.again(client.token);
             }
+            let terminal = client.terminal;
             self.put_back(place, client);
+            if let Some(terminal) = terminal {
+                self.go_on_with_terminal(terminal);
+            }
         }
         self.forget_followed_lines();
     }

@@ -157,6 +157,11 @@ impl Daemon {
             | Request::Inspect(_)
             | Request::Claim(_)
             | Request::Pause(_)
+            | Request::Attach(_)
+            | Request::Watch(_)
+            | Request::Send(_)
+            | Request::Exec(_)
+            | Request::Sessions(_)
             | Request::Logs(_)
             | Request::Events(_)
             | Request::Stats(_)
@@ -182,7 +187,7 @@ impl Daemon {
             Err(error) => return error.into(),
         };
         if matches!(request, Request::Release(_))
-            && let Some(refusal) = self.ordered_release(asked, request, target)
+            && let Some(refusal) = self.refuse_release(target)
         {
             return refusal.into();
         }

@@ -65,6 +65,11 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Release(_)
         | Request::Warm(_)
         | Request::Pause(_)
+        | Request::Attach(_)
+        | Request::Watch(_)
+        | Request::Send(_)
+        | Request::Exec(_)
+        | Request::Sessions(_)
         | Request::Logs(_)
         | Request::Events(_)
         | Request::Stats(_)
@@ -94,7 +99,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 35] = [
+    const TABLE: [(&str, char); 40] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -112,6 +117,11 @@ mod tests {
         ("Warm", 'w'),
         ("Pause", 'w'),
         ("Logs", 'o'),
+        ("Attach", 'w'),
+        ("Watch", 'o'),
+        ("Send", 'w'),
+        ("Exec", 'w'),
+        ("Sessions", 'o'),
         ("Events", 'o'),
         ("Stats", 'o'),
         ("Certificates", 'o'),
@@ -150,14 +160,20 @@ mod tests {
             Object::Every => "all",
         };
         let parameters = match (method, object) {
-            ("List", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
-            ("List", Object::OneOfWeb) => return None,
+            ("List" | "Sessions", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
+            ("List" | "Sessions", Object::OneOfWeb) => return None,
             ("Scale", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "count": 1 }),
             ("Scale", Object::OneOfWeb | Object::Every) => return None,
             ("Claim" | "Warm", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
             ("Pause", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "paused": true }),
             ("Claim" | "Warm" | "Pause", Object::OneOfWeb | Object::Every) => return None,
-            ("Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Release" | "Stats" | "Certificates", _) => {
+            ("Exec", _) => serde_json::json!({ "target": target, "command": ["x"] }),
+            ("Send", _) => serde_json::json!({ "target": target, "text": "x" }),
+            (
+                "Attach" | "Watch" | "Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Release" | "Stats"
+                | "Certificates",
+                _,
+            ) => {
                 serde_json::json!({ "target": target })
             }
             ("Logs", _) => serde_json::json!({ "worker": target }),
@@ -211,8 +227,8 @@ mod tests {
         }
         assert_eq!(
             seen,
-            12 * (20 + 10 * 4 + 3 + 4 * 2),
-            "twenty of the daemon, ten of any target, List, four of a pool"
+            12 * (20 + 14 * 4 + 2 * 3 + 4 * 2),
+            "twenty of the daemon, fourteen of any target, two lists, four of a pool"
         );
     }
 

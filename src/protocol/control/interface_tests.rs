@@ -217,7 +217,7 @@ fn worker() -> WorkerInfo {
         last_exit: Some(Cause::Signal(9)),
         limits_enforced: false,
         limits_reason: Some("memory controller is missing".into()),
-        session: Some(SessionInfo {
+        session: Some(Claimed {
             name: "hal-9000-web".into(),
             owner: 1000,
             project: Some("/home/x/web".into()),
@@ -264,6 +264,23 @@ fn event() -> Event {
         cause: Some(Cause::Oom),
         asked_by: Some("uid 0 (pid 1)".into()),
         text: "died".into(),
+    }
+}
+
+fn session() -> SessionInfo {
+    SessionInfo {
+        name: "web.3".into(),
+        worker: "web.3".into(),
+        pool: "web".into(),
+        state: WorkerState::Healthy,
+        started: "2026-01-01T00:00:00Z".into(),
+        image: Some("/srv/rootfs".into()),
+        owner: Some(1000),
+        project: Some("/home/x/web".into()),
+        columns: Some(80),
+        rows: Some(24),
+        viewers: 1,
+        writer: Some("uid 0 (pid 1)".into()),
     }
 }
 
@@ -383,13 +400,17 @@ fn every_reply_is_as_described() {
     replies.hold("Inspect", &InspectReply { workers: vec![inspection()] });
     let failures = vec![Failure { worker: "web.3".into(), reason: "exec: not found".into() }];
     let change = ChangeReply { achieved: 1, wanted: 2, failures };
-    for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Release", "Warm"] {
+    for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Release", "Warm", "Send"] {
         replies.hold(method, &change);
     }
     replies.hold("Pause", &Empty {});
     let claimed =
         ClaimReply { session: "hal-9000-web".into(), worker: "web.3".into(), generation: 7, warm: true, pid: Some(9) };
     replies.hold("Claim", &claimed);
+    for method in ["Attach", "Watch", "Exec"] {
+        replies.hold(method, &AttachReply { worker: "web.3".into() });
+    }
+    replies.hold("Sessions", &SessionsReply { sessions: vec![session()] });
     let entry =
         LogEntry { worker: "web.3".into(), stream: Stream::Stderr, time: "2026-01-01".into(), text: "hello".into() };
     replies.hold("Logs", &LogsReply { entries: vec![entry] });
@@ -438,11 +459,12 @@ fn every_method_has_a_request_with_the_described_parameters() {
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
-        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "usage": true, "names": ["data"],
+        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "usage": true, "names": ["data"], "steal": true,
+        "replay": false, "text": "ls\r", "command": ["ls", "-l"], "env": ["A=b"], "terminal": true, "columns": 80,
+        "rows": 24, "session": "site", "name": "site", "project": "/home/x", "project_target": "/w", "project_read_only": true,
+        "mounts": ["/a:/b"], "secrets": ["k=v"], "memory_bytes": 1, "cpu_millis": 1, "pids": 1, "labels": ["a=b"],
+        "warm_only": true, "paused": true,
         "image": "alpine", "default_name": "a/b:c", "replace": true,
-        "name": "site", "project": "/home/x", "project_target": "/w", "project_read_only": true, "mounts": ["/a:/b"],
-        "command": ["sh"], "env": ["A=b"], "secrets": ["k=v"], "memory_bytes": 1, "cpu_millis": 1, "pids": 1, "rows": 24,
-        "columns": 80, "labels": ["a=b"], "warm_only": true, "paused": true,
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };

@@ -44,6 +44,49 @@ pub struct ChangeReply {
     pub failures: Vec<Failure>,
 }
 
+/// The answer of `Attach` and `Watch`; then [`super::super::attach`] is spoken.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachReply {
+    /// Whose terminal it is.
+    pub worker: String,
+}
+
+/// A worker that somebody has, or that has a terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// What it is attached to by.
+    pub name: String,
+    /// Whose it is.
+    pub worker: String,
+    /// Its pool.
+    pub pool: String,
+    /// What the worker is doing.
+    pub state: WorkerState,
+    /// When it was started.
+    pub started: String,
+    /// What `/` is inside, if it is not the host's own.
+    pub image: Option<String>,
+    /// Who claimed it.
+    pub owner: Option<u32>,
+    /// The directory that it has, by its path on the host.
+    pub project: Option<String>,
+    /// Width of the terminal in cells, if it has one.
+    pub columns: Option<u16>,
+    /// Its height.
+    pub rows: Option<u16>,
+    /// How many clients see it.
+    pub viewers: u32,
+    /// Who types.
+    pub writer: Option<String>,
+}
+
+/// The answer of `Sessions`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionsReply {
+    /// One for each terminal, in the order of workers.
+    pub sessions: Vec<SessionInfo>,
+}
+
 /// Where a line of output was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -16,6 +16,9 @@ use super::{
 use crate::spec::{PoolName, Role};
 
 mod parameters;
+mod session;
+
+pub use session::{AttachRequest, ExecRequest, SEND_BYTES_MAX, SendRequest, WatchRequest};
 
 /// No parameters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,6 +267,16 @@ requests! {
     Pause(PauseRequest) = INTERFACE Operate,
     /// What workers wrote.
     Logs(LogsRequest) = INTERFACE Observe,
+    /// See a worker's terminal and type into it.
+    Attach(AttachRequest) = INTERFACE Operate,
+    /// See a worker's terminal.
+    Watch(WatchRequest) = INTERFACE Observe,
+    /// Type into terminals.
+    Send(SendRequest) = INTERFACE Operate,
+    /// Run a further program in a worker.
+    Exec(ExecRequest) = INTERFACE Operate,
+    /// The terminals.
+    Sessions(ListRequest) = INTERFACE Observe,
     /// What happened.
     Events(EventsRequest) = INTERFACE Observe,
     /// What workers use.
@@ -314,10 +327,10 @@ impl Request {
         if interface != INTERFACE && interface != SERVICE {
             return Err(ServiceError::InterfaceNotFound { interface: shown(interface) });
         }
-        if call.upgrade {
+        let request = Self::decode_method(interface, name, call.parameters)?;
+        if call.upgrade && !request.upgrades() {
             return Err(ServiceError::MethodNotImplemented { method: shown(&call.method) });
         }
-        let request = Self::decode_method(interface, name, call.parameters)?;
         request.check_ranges()?;
         if request.follows() && !call.more {
             return Err(ServiceError::ExpectedMore {});
@@ -334,8 +347,14 @@ impl Request {
             parameters: self.parameters(),
             oneway: false,
             more: false,
-            upgrade: false,
+            upgrade: self.upgrades(),
         }
+    }
+
+    /// Whether another protocol is spoken after its answer: [`super::super::attach`].
+    #[must_use]
+    pub const fn upgrades(&self) -> bool {
+        matches!(self, Self::Attach(_) | Self::Watch(_) | Self::Exec(_))
     }
 
     /// Whether its answers go on until the caller leaves.
@@ -362,6 +381,11 @@ impl Request {
             | Self::Release(_)
             | Self::Warm(_)
             | Self::Pause(_)
+            | Self::Attach(_)
+            | Self::Watch(_)
+            | Self::Send(_)
+            | Self::Exec(_)
+            | Self::Sessions(_)
             | Self::Stats(_)
             | Self::Certificates(_)
             | Self::Reload(_)
@@ -392,6 +416,10 @@ impl Request {
             | Self::Release(request)
             | Self::Reset(request) => Scope::of(Some(&request.target)),
             Self::Kill(request) => Scope::of(Some(&request.target)),
+            Self::Attach(request) => Scope::of(Some(&request.target)),
+            Self::Watch(request) => Scope::of(Some(&request.target)),
+            Self::Exec(request) => Scope::of(Some(&request.target)),
+            Self::Send(request) => Scope::of(Some(&request.target)),
             Self::Logs(request) => Scope::of(Some(&request.worker)),
             Self::Stats(request) => Scope::of(request.target.as_ref()),
             Self::Certificates(request) => Scope::of(request.target.as_ref()),
@@ -399,7 +427,9 @@ impl Request {
             Self::Claim(request) => Scope::Pool(&request.pool),
             Self::Warm(request) => Scope::Pool(&request.pool),
             Self::Pause(request) => Scope::Pool(&request.pool),
-            Self::List(request) => request.pool.as_ref().map_or(Scope::EveryPool, Scope::Pool),
+            Self::List(request) | Self::Sessions(request) => {
+                request.pool.as_ref().map_or(Scope::EveryPool, Scope::Pool)
+            }
             Self::Events(_) => Scope::EveryPool,
             Self::GetInfo(_)
             | Self::GetInterfaceDescription(_)
@@ -432,6 +462,11 @@ impl Request {
                 (wrong.unwrap_or_default(), wrong.is_none())
             }
             Self::Logs(request) => ("lines", request.lines() <= LOG_LINES_MAX),
+            Self::Exec(request) => {
+                let wrong = request.out_of_range();
+                (wrong.unwrap_or("command"), wrong.is_none())
+            }
+            Self::Send(request) => ("text", (1..=SEND_BYTES_MAX).contains(&request.text.len())),
             Self::Events(request) => ("last", request.last() <= LAST_MAX),
             Self::Certificates(request) => ("last", request.last() <= LAST_MAX),
             Self::Shutdown(request) => {
@@ -454,6 +489,9 @@ impl Request {
             | Self::Release(_)
             | Self::Warm(_)
             | Self::Pause(_)
+            | Self::Attach(_)
+            | Self::Watch(_)
+            | Self::Sessions(_)
             | Self::Stats(_)
             | Self::Reload(_)
             | Self::Doctor(_)

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, ClaimsInfo, DeathCertificate, SessionInfo};
+use super::{Cause, Claimed, ClaimsInfo, DeathCertificate};
 
 /// What a worker is doing, everywhere the same words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -273,7 +273,7 @@ pub struct WorkerInfo {
     /// Why not.
     pub limits_reason: Option<String>,
     /// Who has it and for what, if it is claimed.
-    pub session: Option<SessionInfo>,
+    pub session: Option<Claimed>,
 }
 
 /// One resource limit of a worker.

@@ -57,6 +57,11 @@ pub(super) fn root(node: &Node<'_>) -> Result<Root, Fault> {
     }
 }
 
+/// The name of an image.
+pub(super) fn image(node: &Node<'_>) -> Result<ImageName, Fault> {
+    ImageName::parse(node.text()?).map_err(|error| node.fault(error.expected))
+}
+
 pub(super) fn net(node: &Node<'_>) -> Result<Net, Fault> {
     match node.text()? {
         "parent" => Ok(Net::Parent),

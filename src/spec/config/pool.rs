@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use super::claims::ClaimsDraft;
 use super::error::{Fault, Faults, Place};
-use super::keys::{Written, apply, nearest, walk};
+use super::keys::{Key, Written, apply, nearest, walk};
 use super::node::Node;
 use super::pool_keys::KEYS;
 use super::pool_tables::HeartbeatDraft;
 use crate::spec::template::names_port;
 use crate::spec::{
-    Identity, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ready, Restart, Root,
-    Seccomp, Size, Startup, Stop,
+    Identity, ImageName, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ready,
+    Restart, Root, Seccomp, Size, Startup, Stop,
 };
 
 /// What runs in a claimed worker when the claim says nothing else.
@@ -33,6 +33,7 @@ impl PoolSpec {
             service: false,
             command,
             policy: PoolPolicy::default(),
+            terminal: false,
             env: BTreeMap::new(),
             base_port: None,
             root: Root::Host,
@@ -58,7 +59,6 @@ impl PoolSpec {
             listen: Vec::new(),
             log: LogSpec { max_bytes: 10 << 20, keep: 3, json: false },
             projects: Vec::new(),
-            terminal: false,
             on_supervisor_death: OnSupervisorDeath::EndAfter(Duration::from_secs(60)),
         }
     }
@@ -100,6 +100,7 @@ pub(super) struct PoolDraft {
     pub(super) max: Option<u32>,
     pub(super) claims: Option<ClaimsDraft>,
     pub(super) heartbeat: HeartbeatDraft,
+    pub(super) image: Option<ImageName>,
     pub(super) written: Written,
     pub(super) place: Place,
 }
@@ -139,6 +140,7 @@ impl PoolDraft {
             max: None,
             claims: None,
             heartbeat: HeartbeatDraft::default(),
+            image: None,
             written: Written::new(),
             place,
         }
@@ -153,11 +155,11 @@ impl PoolDraft {
     /// Lets variables of the environment fill what was not written. An empty variable says nothing.
     pub(super) fn fill_from(&mut self, environment: &BTreeMap<String, String>) -> Faults {
         let mut faults = Faults::default();
-        for key in KEYS
-            .iter()
-            .filter(|key| !key.variable.is_empty() && !self.written.contains_key(key.name))
-            .collect::<Vec<_>>()
-        {
+        // What is `/` has been said, or is a service's own.
+        let has_root = self.spec.service || self.written.contains_key("root");
+        let is_said = |key: &Key<Self>| self.written.contains_key(key.name) || (key.name == "image" && has_root);
+        let free: Vec<_> = KEYS.iter().filter(|key| !key.variable.is_empty() && !is_said(key)).collect();
+        for key in free {
             if let Some(text) = environment.get(key.variable).filter(|text| !text.is_empty()) {
                 faults.note(self.apply(key.name, text, Place::outside(key.variable)));
             }
@@ -175,6 +177,13 @@ impl PoolDraft {
     /// Checks the keys against each other.
     pub(super) fn finish(mut self) -> Result<Checked, Faults> {
         let mut faults = Faults::default();
+        match self.image.take() {
+            Some(_) if self.written.contains_key("root") => {
+                faults.push(self.place_of("image").fault("image is written beside root", "one of them"));
+            }
+            Some(image) => self.spec.root = Root::Image(image),
+            None => {}
+        }
         if let Some(claims) = self.claims.take() {
             if let Some((size, policy)) = faults.note(claims.finish(&self.place_of("claims"))) {
                 (self.spec.policy.size, self.spec.policy.claims) = (size, Some(policy));
@@ -199,6 +208,10 @@ impl PoolDraft {
                 self.place_of("command")
                     .fault("missing", "a list such as [\"python3\", \"-m\", \"http.server\", \"{port}\"]"),
             );
+        }
+        // What a terminal's program is told when its terminal goes; a shell takes no notice of SIGTERM.
+        if (self.spec.terminal || self.spec.policy.claims.is_some()) && !self.written.contains_key("stop_signal") {
+            self.spec.policy.stop.signal = 1;
         }
         self.check_limits(&mut faults);
         self.check_ports(&mut faults);

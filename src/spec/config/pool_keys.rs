@@ -49,6 +49,19 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         set: read_command,
     },
     Key {
+        name: "terminal",
+        aliases: &[],
+        variable: "",
+        kind: "boolean",
+        default: "false",
+        bounds: Bounds::None,
+        what: "Whether the program runs on a terminal of its own, which `halsup attach` shows, instead of having pipes for its output.",
+        set: |pool, node| {
+            pool.spec.terminal = node.boolean()?;
+            Ok(())
+        },
+    },
+    Key {
         name: "size",
         aliases: &["pool_size"],
         variable: "",
@@ -124,6 +137,19 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory. `image:NAME`: the same on the files of an image that was imported, such as `image:alpine:3.20`.",
         set: |pool, node| {
             pool.spec.root = paths::root(node)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "image",
+        aliases: &[],
+        variable: "WORKER_IMAGE",
+        kind: "name",
+        default: "",
+        bounds: Bounds::Prose("the name of an image"),
+        what: "`image = \"NAME\"` is `root = \"image:NAME\"`. The variable is for pools, not for services.",
+        set: |pool, node| {
+            pool.image = Some(paths::image(node)?);
             Ok(())
         },
     },
@@ -382,19 +408,6 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         },
     },
     Key {
-        name: "terminal",
-        aliases: &[],
-        variable: "",
-        kind: "boolean",
-        default: "false",
-        bounds: Bounds::None,
-        what: "Whether the program runs on a terminal of its own, which `halsup attach` shows.",
-        set: |pool, node| {
-            pool.spec.terminal = node.boolean()?;
-            Ok(())
-        },
-    },
-    Key {
         name: "restart",
         aliases: &[],
         variable: "",
@@ -421,7 +434,7 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         kind: "signal",
         default: "\"SIGTERM\"",
         bounds: Bounds::Prose("name or 1 to 64"),
-        what: "The signal that asks the program to end.",
+        what: "The signal that asks the program to end. With a terminal or `claims` it is `\"SIGHUP\"` by default, because shells take no notice of SIGTERM.",
         set: read_stop_signal,
     },
     Key {

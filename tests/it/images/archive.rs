@@ -74,7 +74,6 @@ impl Tar {
     }
 
     /// Pax records for the next entry.
-    #[expect(dead_code, reason = "hostile archives come next")]
     pub(super) fn pax(&mut self, records: &[(&str, &[u8])]) -> &mut Self {
         let content: Vec<u8> = records.iter().flat_map(|(key, value)| record(key, value)).collect();
         self.raw(&Head { name: b"PaxHeaders/x", flag: b'x', ..Head::default() }, &content)
@@ -118,7 +117,7 @@ pub(super) fn written(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 /// The bytes compressed by gzip.
 pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(bytes).expect("write to memory");
     encoder.finish().expect("write to memory")
 }

@@ -130,3 +130,60 @@ fn a_caller_that_goes_away_leaves_nothing() {
     assert_eq!(listed["images"], serde_json::json!([]));
     drop(ours);
 }
+
+#[test]
+fn the_reader_is_shut_in_before_it_reads() {
+    needs!(Root, CgroupTree, Userns);
+    let daemon = Daemon::start("");
+    let (theirs, ours) = std::io::pipe().expect("make a pipe");
+    let mut child = daemon
+        .place()
+        .command(&["image", "import", "-", "--name", "half"])
+        .stdin(theirs)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("run halsup");
+    // One file whole and one begun: it has been reading for a while, and waits.
+    let mut tar = Tar::default();
+    tar.file("first", b"x").file("second", &[7; 100_000]);
+    std::io::Write::write_all(&mut &ours, &tar.0[..50_000]).expect("write a piece");
+    let first = || {
+        let unfinished = super::unfinished(&daemon);
+        let root = daemon.path("state/images/tmp").join(unfinished.first()?).join("root");
+        root.join("first").exists().then_some(root)
+    };
+    let root = std::iter::repeat_with(first).flatten().next().expect("it comes");
+    let reader = super::kills::reader_of(&daemon).expect("it waits");
+    let proc = |name: &str| format!("/proc/{reader}/{name}");
+    let status = fs::read_to_string(proc("status")).expect("read its status");
+    let line = |key: &str| {
+        let found = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("{key}: {status}"));
+        found.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let uid: u32 = line("Uid:").split(' ').next().expect("a uid").parse().expect("a number");
+    assert!(uid >= 1_879_048_192, "{uid}");
+    assert_eq!(line("Groups:"), "");
+    // To change owners, to go into closed directories, to change what is others' (all within its own range).
+    assert_eq!((line("CapEff:").as_str(), line("CapPrm:").as_str()), ("000000000000001b", "000000000000001b"));
+    assert_eq!(
+        (line("CapBnd:").as_str(), line("CapInh:").as_str(), line("CapAmb:").as_str()),
+        ("0000000000000000", "0000000000000000", "0000000000000000")
+    );
+    assert_eq!((line("NoNewPrivs:").as_str(), line("Seccomp:").as_str()), ("1", "2"));
+    let inode =
+        |path: &std::path::Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).expect("look at it");
+    assert_eq!(inode(std::path::Path::new(&proc("root"))), inode(&root), "its root is the target");
+    for space in ["user", "mnt", "net", "ipc", "uts"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{space}")).expect("read its namespace");
+        assert_ne!(of(&reader.to_string()), of("self"), "{space}");
+    }
+    let mounts = fs::read_to_string(proc("mountinfo")).expect("read its mounts");
+    assert_eq!(mounts.lines().count(), 1, "nothing but the target is mounted there: {mounts}");
+    let options = mounts.split_whitespace().nth(5).expect("options");
+    assert!(["nosuid", "nodev", "noexec", "idmapped"].iter().all(|one| options.contains(one)), "{options}");
+    let open = super::names(std::path::Path::new(&proc("fd")));
+    assert!(open.len() <= 6, "standard ones, the archive, the target, what is being written: {open:?}");
+    child.kill().expect("end it");
+    child.wait().expect("reap it");
+    drop(ours);
+}

@@ -1,7 +1,11 @@
 //! Images: archives become root file systems of workers, by name; what is hostile in them becomes nothing.
 
 mod archive;
+mod bundle;
+mod hostile;
+mod kills;
 mod life;
+mod pull;
 
 use std::path::Path;
 

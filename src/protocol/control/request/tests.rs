@@ -36,6 +36,18 @@ fn one_of_each() -> Vec<Request> {
         Request::Warm(PoolRequest { pool: web.clone() }),
         Request::Pause(PauseRequest { pool: web.clone(), paused: true }),
         Request::Logs(LogsRequest { worker: Target::Pool(web), lines: Some(100), follow: Some(false) }),
+        Request::Attach(AttachRequest { target: Target::All, steal: Some(true), replay: Some(false) }),
+        Request::Watch(WatchRequest { target: Target::All, replay: None }),
+        Request::Send(SendRequest { target: Target::All, text: "ls\r\u{1b}".into() }),
+        Request::Exec(ExecRequest {
+            target: Target::All,
+            command: vec!["ls".into(), "-l".into()],
+            env: Some(vec!["A=".into()]),
+            terminal: Some(true),
+            columns: Some(80),
+            rows: Some(24),
+        }),
+        Request::Sessions(ListRequest { pool: None }),
         Request::Events(EventsRequest { last: Some(5), follow: None }),
         Request::Stats(StatsRequest { target: Some(Target::All) }),
         Request::Certificates(CertificatesRequest { target: Some(Target::All), last: Some(1) }),
@@ -93,6 +105,16 @@ fn what_is_wrong_is_named() {
         ("io.halsup.Control.Scale", json!({"pool": "web", "count": 2.5}), invalid("count")),
         ("io.halsup.Control.Scale", json!({"pool": "web", "count": 10_001}), invalid("count")),
         ("io.halsup.Control.Logs", json!({"worker": "web", "lines": 10_001}), invalid("lines")),
+        ("io.halsup.Control.Send", json!({"target": "web", "text": ""}), invalid("text")),
+        ("io.halsup.Control.Send", json!({"target": "web", "text": "x".repeat(SEND_BYTES_MAX + 1)}), invalid("text")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": []}), invalid("command")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": [""]}), invalid("command")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a\u{0}b"]}), invalid("command")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a"], "env": ["=x"]}), invalid("env")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a"], "env": ["x"]}), invalid("env")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a"], "rows": 0}), invalid("rows")),
+        ("io.halsup.Control.Exec", json!({"target": "web", "command": ["a"], "columns": 4097}), invalid("columns")),
+        ("io.halsup.Control.Attach", json!({"target": "web", "replay": 1}), invalid("replay")),
         ("io.halsup.Control.Events", json!({"last": 1_001}), invalid("last")),
         ("io.halsup.Control.Certificates", json!({"last": 1_001}), invalid("last")),
         ("io.halsup.Control.Shutdown", json!({"timeout_ms": 86_400_001}), invalid("timeout_ms")),
@@ -129,7 +151,7 @@ fn null_and_absent_are_the_same_where_a_parameter_may_be_missing() {
 fn what_changes_something_needs_more_than_observe() {
     for request in one_of_each() {
         let (_, name) = request.method();
-        let of_workers = ["Start", "Stop", "Restart", "Kill", "Reset", "Release"];
+        let of_workers = ["Start", "Stop", "Restart", "Kill", "Reset", "Release", "Attach", "Send", "Exec"];
         let changes = of_workers.contains(&name) || ["Scale", "Claim", "Warm", "Pause"].contains(&name);
         let admin = [
             "Reload",

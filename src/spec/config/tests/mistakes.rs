@@ -72,6 +72,11 @@ const OF_A_POOL: &[(&str, &str)] = &[
         r#"pool.web.root: found the string "srv"; expected "host", the absolute path of a root directory, or "image:NAME""#,
     ),
     (
+        "root = \"image:../x\"",
+        r#"pool.web.root: found the string "image:../x"; expected "image:" and one such as alpine, alpine:3.20 or ghcr.io/owner/name:tag, in lower-case letters, digits and . _ -"#,
+    ),
+    ("image = \"alpine\"\nroot = \"host\"", "pool.web.image: image is written beside root; expected one of them"),
+    (
         "root = \"/\"",
         r#"pool.web.root: found the string "/"; expected "host", the absolute path of a root directory, or "image:NAME""#,
     ),

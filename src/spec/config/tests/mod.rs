@@ -57,6 +57,8 @@ fn nothing_written_is_a_daemon_without_pools() {
         uid_base: 1_879_048_192,
         roles: Vec::new(),
         shutdown_timeout: Duration::from_secs(30),
+        image_allow: Vec::new(),
+        image_pull: crate::spec::ImagePull::First,
     };
     assert_eq!(config.daemon, expected);
 }
@@ -119,6 +121,7 @@ fn every_key_of_a_pool() {
         base_port = 9000
         root = "/srv//rootfs/"
         net = "/run/netns/blue"
+        terminal = true
         identity = "host:www-data"
         link = ["/srv/data/*.db", "/etc/motd"]
         bind = ["/srv", "/a:/b", "/c:/d:ro", "/e:/f:rw"]
@@ -165,6 +168,7 @@ fn expected_of_every_key() -> PoolSpec {
     spec.env = variables(&[("A", "{slot}"), ("B_2", "{{}}")]);
     spec.base_port = Some(9000);
     spec.root = Root::Directory("/srv/rootfs".into());
+    spec.terminal = true;
     spec.net = Net::Path("/run/netns/blue".into());
     spec.identity = Identity::Host("www-data".to_owned());
     spec.link = vec!["/srv/data/*.db".to_owned(), "/etc/motd".to_owned()];
@@ -293,6 +297,13 @@ fn heartbeats_follow_readiness() {
         dependent: false,
     };
     assert_eq!(written.policy.heartbeat, Some(expected));
+}
+
+#[test]
+fn a_terminals_program_is_asked_to_end_as_by_its_terminal() {
+    let signal = |more: &str| pool(more).policy.stop.signal;
+    assert_eq!((signal("terminal = false"), signal("terminal = true")), (15, 1));
+    assert_eq!(signal("terminal = true\nstop_signal = \"TERM\""), 15);
 }
 
 #[test]
