@@ -2,13 +2,14 @@
 //!
 //! The root process reads no archive. It starts this program again as a reader ([`Reading::start`]), which gives up every
 //! right (`confine`), then takes the stream apart (`stream`, `header`, `pax`, `entries`: pure) and puts it on the disk
-//! (`tree`, `unpack`); an image in parts is put together by `bundle` and `image`. Nothing here knows of pools, or where the
-//! target is: in the reader it is `/`. The same process packs a directory, by `dump`; `write` and `pack` put tars together.
+//! (`tree`, `unpack`); an image in parts is put together by `bundle` and `image`. Nothing here knows of pools, or where the target is: in the reader it is
+//! `/`. `write` and `pack` put a tar of a directory together, `files` one of a few files.
 
 mod bundle;
 mod confine;
 mod dump;
 mod entries;
+mod files;
 mod header;
 mod image;
 mod job;
@@ -25,8 +26,9 @@ mod write;
 
 pub use dump::{Pack, Packed};
 pub use entries::{Entries, Entry, EntryKind};
+pub use files::Packer;
 pub use job::{Done, Job, Report, Task};
-pub use pack::Packer;
+pub use pack::{Pack, Packed};
 pub use reader::main;
 pub use refusal::Refusal;
 pub use start::{Reading, StartError};

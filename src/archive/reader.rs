@@ -13,6 +13,7 @@ use super::header::{BLOCK, parse};
 use super::image::{self, Image, Layer};
 use super::job::{Delivery, Done, Job, Report, Task, receive_job};
 use super::names::name;
+use super::pack::pack;
 use super::refusal::{Refusal, writing};
 use super::stream::{Compression, Count, Counted, Hashed, Plain, plain};
 use super::unpack::{Totals, Unpacker, Whiteouts};
@@ -55,30 +56,30 @@ fn work(job: &Job, archive: OwnedFd, root: OwnedFd, socket: BorrowedFd<'_>) -> R
         return pack(&root, wanted, file, |_| ()).map(Report::Packed);
     }
     let (counted, count) = Counted::new(&file);
-    let mut unpacker = Unpacker::new(root, job.limits, reporter(socket, count.clone()));
-    let plain = plain(counted)?;
-    let mut done = match job.task {
-        // What is to be packed was, above.
-        Task::Tree | Task::Pack(_) => tree(&mut unpacker, plain.reader)?,
-        Task::Image => {
-            let (first, rest) = first_block(plain.reader)?;
-            if is_bundle(&first) {
-                let lies_plain = plain.compression == Compression::None && is_regular(&file)?;
-                let bundle = if lies_plain {
-                    drop(rest);
-                    Bundle::open(file.try_clone().map_err(Refusal::Read)?, count)?
-                } else {
-                    Bundle::open(spool(&mut unpacker, job, rest)?, Count::default())?
-                };
-                of_bundle(&mut unpacker, &bundle)?
-            } else {
-                tree(&mut unpacker, rest)?
-            }
-        }
+    let mut unpacker = match &job.task {
+        Task::Pack(wanted) => return pack(&root, wanted, file, |_| ()).map(Report::Packed),
+        Task::Tree | Task::Image => Unpacker::new(root, job.limits, reporter(socket, count.clone())),
     };
-    if job.task == Task::Image {
+    let plain = plain(counted)?;
+    let mut done = if job.task == Task::Image {
+        let (first, rest) = first_block(plain.reader)?;
+        let done = if is_bundle(&first) {
+            let lies_plain = plain.compression == Compression::None && is_regular(&file)?;
+            let bundle = if lies_plain {
+                drop(rest);
+                Bundle::open(file.try_clone().map_err(Refusal::Read)?, count)?
+            } else {
+                Bundle::open(spool(&mut unpacker, job, rest)?, Count::default())?
+            };
+            of_bundle(&mut unpacker, &bundle)?
+        } else {
+            tree(&mut unpacker, rest)?
+        };
         unpacker.make_places()?;
-    }
+        done
+    } else {
+        tree(&mut unpacker, plain.reader)?
+    };
     syncfs(unpacker.tree().root()).map_err(writing("write to the disk", b""))?;
     done.totals = unpacker.totals();
     Ok(Report::Done(Box::new(done)))

@@ -67,8 +67,6 @@ pub(super) enum Error {
     NotReady { reason: String },
     #[error("{count} checks are not ok")]
     Unwell { count: usize },
-    #[error("{sentence}")]
-    Helper { sentence: String },
     #[error("{verb} needs a terminal on standard input and output; `halsup capture` prints what a session shows")]
     NoTerminal { verb: &'static str },
     #[error("use the terminal")]
@@ -95,6 +93,8 @@ pub(super) enum Error {
         "pull {name}: skopeo is not installed: install it, or import an archive of the image by `halsup image import FILE --name {name}`"
     )]
     NoSkopeo { name: String },
+    #[error("{sentence}")]
+    Helper { sentence: String },
     #[error("write the answer")]
     Output { source: std::io::Error },
     /// Who read our output has gone: no error of ours.
@@ -121,6 +121,7 @@ impl Error {
             | Self::NoDirectory { .. }
             | Self::NoSessions { .. }
             | Self::SessionNotFound { .. } => ExitCode::NotFound,
+            Self::Recovery(error) if error.is_missing() => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {
@@ -149,13 +150,13 @@ impl Error {
             | Self::Wait { .. }
             | Self::NotReady { .. }
             | Self::Unwell { .. }
-            | Self::Helper { .. }
             | Self::NoTerminal { .. }
             | Self::Terminal { .. }
             | Self::Ended { .. }
             | Self::Input { .. }
             | Self::Pull { .. }
             | Self::NoSkopeo { .. }
+            | Self::Helper { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
     }

@@ -384,15 +384,14 @@ impl Daemon {
         let name = pool.worker_name(worker.slot);
         let generation = Generation(birth.generation);
         let ready_is_open = matches!(phase, engine::Phase::Spawning | engine::Phase::Starting);
-        let enforcement = cgroup.enforcement(&pool.prepared.cgroup, &pool.spec.limits).unwrap_or_default();
+        // A claim may have other limits than its pool, which were in force when it was answered.
+        let of_pool = self.sessions.of(worker).is_none().then_some(&pool.spec.limits);
+        let enforcement = of_pool.and_then(|limits| cgroup.enforcement(&pool.prepared.cgroup, limits).ok());
+        let enforcement = enforcement.unwrap_or_default();
         // EPIPE: it has ended a moment ago, which its pidfd says next.
         super::log::best_effort(init.announce(self.shared.daemon.as_fd()), "its end is about to be heard");
-        match LogFile::open(self.shared.log_dir.as_fd(), &name, pool.spec.log) {
-            Ok(log) => {
-                self.logs.insert(worker, log);
-            }
-            Err(error) => tracing::warn!(target: "worker", worker = %name, "{}", chain(&error)),
-        }
+        let log_spec = pool.spec.log;
+        self.open_log(worker, &name, log_spec);
         if self.handover.is_some() {
             self.fd_store.assume(generation);
         }
@@ -449,6 +448,15 @@ impl Daemon {
         }
         if runs && ready_is_open {
             self.await_ready(worker);
+        }
+    }
+
+    fn open_log(&mut self, worker: WorkerId, name: &str, spec: crate::spec::LogSpec) {
+        match LogFile::open(self.shared.log_dir.as_fd(), name, spec) {
+            Ok(log) => {
+                self.logs.insert(worker, log);
+            }
+            Err(error) => tracing::warn!(target: "worker", worker = %name, "{}", chain(&error)),
         }
     }
 

@@ -205,10 +205,10 @@ impl Daemon {
     }
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
+        self.end_pulls();
         self.end_jobs();
         self.break_holds("the daemon ends");
         self.audit_stop("workers are ended");
-        self.end_pulls();
         self.end_imports("the daemon ends");
         if self.leaves {
             self.end_alone();

@@ -14,7 +14,7 @@ use crate::engine::{Answer, CallId, Input, Origin, Supply, Target as EngineTarge
 use crate::host::init_image::Window;
 use crate::host::late_binding::Directory;
 use crate::protocol::control::{
-    ClaimReply, ClaimRequest, Empty, Error, EventKind, PauseRequest, Request, is_session_name,
+    ClaimReply, ClaimRequest, Empty, Error, EventKind, PauseRequest, Request, Target, is_session_name,
 };
 use crate::protocol::varlink::Reply;
 use crate::spec::{Generation, PoolSpec, WorkerId, parse_bind};
@@ -159,6 +159,8 @@ impl Daemon {
             Request::Logs(request) => &request.worker,
             Request::Attach(request) => &request.target,
             Request::Watch(request) => &request.target,
+            // Of several, it reaches those that it may.
+            Request::Send(request) if !matches!(request.target, Target::Worker(..)) => return false,
             Request::Send(request) => &request.target,
             Request::Exec(request) => &request.target,
             Request::GetInfo(_)
@@ -179,6 +181,11 @@ impl Daemon {
             | Request::Shutdown(_)
             | Request::SetLog(_)
             | Request::Doctor(_)
+            | Request::ListVolumes(_)
+            | Request::CreateVolume(_)
+            | Request::RepairVolume(_)
+            | Request::HoldVolumes(_)
+            | Request::RemoveVolume(_)
             | Request::ImageImport(_)
             | Request::ImageList(_)
             | Request::ImageInspect(_)

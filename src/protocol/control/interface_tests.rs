@@ -459,12 +459,12 @@ fn every_method_has_a_request_with_the_described_parameters() {
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
     let full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
-        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "usage": true, "names": ["data"], "steal": true,
+        "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "steal": true,
         "replay": false, "text": "ls\r", "command": ["ls", "-l"], "env": ["A=b"], "terminal": true, "columns": 80,
-        "rows": 24, "session": "site", "name": "site", "project": "/home/x", "project_target": "/w", "project_read_only": true,
+        "rows": 24, "session": "site", "name": "data", "project": "/home/x", "project_target": "/w", "project_read_only": true,
         "mounts": ["/a:/b"], "secrets": ["k=v"], "memory_bytes": 1, "cpu_millis": 1, "pids": 1, "labels": ["a=b"],
         "warm_only": true, "paused": true,
-        "image": "alpine", "default_name": "a/b:c", "replace": true,
+        "image": "alpine", "default_name": "a/b:c", "replace": true, "usage": true, "names": ["data"],
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };
