@@ -14,7 +14,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::dump::{Pack, Packed};
+use super::pack::{Pack, Packed};
 use super::unpack::{Limits, Totals};
 
 /// The longest message, in bytes.

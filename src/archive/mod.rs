@@ -7,7 +7,6 @@
 
 mod bundle;
 mod confine;
-mod dump;
 mod entries;
 mod files;
 mod header;
@@ -24,7 +23,6 @@ mod tree;
 mod unpack;
 mod write;
 
-pub use dump::{Pack, Packed};
 pub use entries::{Entries, Entry, EntryKind};
 pub use files::Packer;
 pub use job::{Done, Job, Report, Task};

@@ -8,7 +8,6 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, openat, syncfs};
 
 use super::bundle::{Bundle, check, is_bundle};
 use super::confine::confine;
-use super::dump::pack;
 use super::header::{BLOCK, parse};
 use super::image::{self, Image, Layer};
 use super::job::{Delivery, Done, Job, Report, Task, receive_job};
@@ -52,9 +51,6 @@ fn complain(operation: &str, errno: rustix::io::Errno) -> u8 {
 
 fn work(job: &Job, archive: OwnedFd, root: OwnedFd, socket: BorrowedFd<'_>) -> Result<Report, Refusal> {
     let file = File::from(archive);
-    if let Task::Pack(wanted) = &job.task {
-        return pack(&root, wanted, file, |_| ()).map(Report::Packed);
-    }
     let (counted, count) = Counted::new(&file);
     let mut unpacker = match &job.task {
         Task::Pack(wanted) => return pack(&root, wanted, file, |_| ()).map(Report::Packed),

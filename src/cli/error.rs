@@ -115,7 +115,6 @@ impl Error {
             Self::Unreachable { .. } | Self::Lost { .. } | Self::SessionLost { .. } => ExitCode::Unreachable,
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
             Self::NotRun { .. } | Self::Run { .. } => ExitCode::RunFailed,
-            Self::Recovery(error) if error.is_missing() => ExitCode::NotFound,
             Self::FileMissing { .. }
             | Self::FileMissingYet { .. }
             | Self::NoDirectory { .. }

@@ -368,16 +368,6 @@ impl Daemon {
         one
     }
 
-    /// Says that a worker was taken over, and lets it go on: somebody may have held it for a copy when the daemon before this
-    /// one ended.
-    fn tell_of_adoption(&mut self, worker: WorkerId, name: &str, generation: Generation) {
-        tracing::debug!(target: "worker", worker = %name, generation = generation.0, "{name} is taken over");
-        self.audit("worker_adopt", name, &[("generation", &generation.0.to_string())]);
-        if let Some(live) = self.live.get(&worker) {
-            super::log::best_effort(live.cgroup.thaw(), "it was not frozen");
-        }
-    }
-
     fn take_over(&mut self, worker: WorkerId, found: Found, phase: engine::Phase) {
         let Some(pool) = self.pools.get(&worker.pool) else { return };
         let Found { cgroup, init, birth } = found;
@@ -417,6 +407,8 @@ impl Daemon {
                 started: clock::from_msec(birth.started_msec),
             },
         );
+        // Somebody may have held it for a copy when the daemon before this one ended.
+        super::log::best_effort(live.cgroup.thaw(), "it was not frozen");
         live.main_pid = init.main.as_ref().and_then(crate::host::spawn::pid_of);
         live.main = init.main;
         live.phase = if runs { Phase::Running } else { Phase::Starting };
@@ -442,7 +434,8 @@ impl Daemon {
         if let Some(Err(error)) = terminal.map(|master| self.begin_terminal(worker, MAIN, master)) {
             tracing::warn!(target: "worker", worker = %name, %error, "watch the terminal of {name}: nobody can attach to it");
         }
-        self.tell_of_adoption(worker, &name, generation);
+        tracing::debug!(target: "worker", worker = %name, generation = generation.0, "{name} is taken over");
+        self.audit("worker_adopt", &name, &[("generation", &generation.0.to_string())]);
         if runs && phase == engine::Phase::Spawning {
             self.inputs.push(Input::Spawned(worker, generation));
         }

@@ -190,11 +190,6 @@ impl Daemon {
             | Request::ImageList(_)
             | Request::ImageInspect(_)
             | Request::ImageRemove(_)
-            | Request::ListVolumes(_)
-            | Request::CreateVolume(_)
-            | Request::RepairVolume(_)
-            | Request::HoldVolumes(_)
-            | Request::RemoveVolume(_)
             | Request::GetConfig(_) => return false,
         };
         // One that does not exist is nobody's.
