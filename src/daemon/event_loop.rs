@@ -106,6 +106,7 @@ impl Daemon {
                 Timer::LookForFiles => self.look_for_files(),
                 Timer::Upgrade => self.on_upgrade_timer(),
                 Timer::Chores => self.chores.append(&mut self.late_chores),
+                Timer::SessionFiles => self.write_session_files(),
                 Timer::WriteState => self.write_state_again(),
                 Timer::LookAtExit(worker, generation) => {
                     if self.live_mut(worker, generation).is_some() {

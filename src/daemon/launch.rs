@@ -24,6 +24,7 @@ use super::probe::Probes;
 use super::ready_file::ReadyFiles;
 use super::recover::{Recovery, end_leftovers};
 use super::reload::{FIRST_START, discard_sockets, prepare_all};
+use super::session_files::SessionFiles;
 use super::signals::Signals;
 use super::sources::Sources;
 use super::state::{Daemon, Shared};
@@ -118,14 +119,20 @@ fn try_to_follow(config: &Config, dirs: &Directories, cgroups: &CgroupRoot, hand
 /// # Errors
 /// When a daemon of the same name has it that has other directories.
 fn lock_base(cgroups: &CgroupRoot, spec: &DaemonSpec) -> Result<OwnedFd, Error> {
+    let base = wait_for_other(|| Ok(cgroups.lock()?))?;
+    base.ok_or_else(|| Error::SameInstance { instance: spec.instance.to_string() })
+}
+
+/// Tries a lock until a daemon that is ending has let go of it; `None` if it has not.
+///
+/// # Errors
+/// Those of `lock`.
+pub(super) fn wait_for_other<T>(lock: impl Fn() -> Result<Option<T>, Error>) -> Result<Option<T>, Error> {
     let deadline = clock::after(clock::now(), BASE_PATIENCE);
     loop {
-        match cgroups.lock()? {
-            Some(base) => return Ok(base),
-            None if clock::now() >= deadline => {
-                return Err(Error::SameInstance { instance: spec.instance.to_string() });
-            }
-            None => pause_for_lock(),
+        match lock()? {
+            None if clock::now() < deadline => pause_for_lock(),
+            locked => return Ok(locked),
         }
     }
 }
@@ -150,6 +157,7 @@ impl Daemon {
         tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
+        self.tell_of_all();
         self.reap_orphans();
         self.restart_what_differs(old_config);
         self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
@@ -168,6 +176,7 @@ impl Daemon {
             log.flush(clock::wall());
         }
         self.sync_state();
+        self.tell_of_nobody(true);
         self.shutdown_done(Vec::new());
         self.flush_clients();
         self.close_control();
@@ -197,6 +206,7 @@ impl Daemon {
             self.forget_pool(id);
         }
         self.sync_state();
+        self.tell_of_nobody(!stuck.is_empty());
         if let Some(cgroups) = self.cgroups.take()
             && let Err(error) = cgroups.release()
         {
@@ -312,10 +322,14 @@ fn broken(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error +
 
 /// Makes a directory if need be and opens it; refuses one that others could change or replace.
 fn directory(path: &Path, mode: u32) -> Result<OwnedFd, Error> {
-    own_dir(path, mode).map_err(|error| match error {
+    own_dir(path, mode).map_err(refused)
+}
+
+pub(super) fn refused(error: OwnDirError) -> Error {
+    match error {
         OwnDirError::Step { operation, path, source } => broken(operation, &path)(source),
         OwnDirError::NotOurs { path } => Error::NotOurs { path: path.display().to_string() },
-    })
+    }
 }
 
 /// The lock of a state directory; it is released by the kernel, whatever becomes of this process.
@@ -448,6 +462,7 @@ fn assemble(
     cgroups: &CgroupRoot,
 ) -> Result<(Daemon, Option<String>), Error> {
     let Given { environment, mut passed, mut handover, log, dirs, stacks, mut sources, signals } = given;
+    let session_files = SessionFiles::open(&config.daemon)?;
     let mut past = Recovery::begin(&config, &dirs, cgroups)?;
     let_signals_through(handover.as_ref())?;
     // What has a name in the file system comes last, so that a start that fails leaves none.
@@ -486,6 +501,7 @@ fn assemble(
         own_files,
         persist: found.persist,
         sessions: super::session::Sessions::default(),
+        session_files,
         written: BTreeMap::new(),
         certificates: found.certificates,
         logs: BTreeMap::new(),

@@ -25,6 +25,8 @@ pub struct DaemonSpec {
     pub runtime_dir: PathBuf,
     /// State and logs; default `/var/lib/halsup`, for another instance `/var/lib/halsup-NAME`.
     pub state_dir: PathBuf,
+    /// Where `sessions` and `pool` are, the files that tell who has which worker; default: the state directory.
+    pub home: PathBuf,
     /// The delegated cgroup that workers' cgroups are made in: absolute in the hierarchy, or beside the daemon's own cgroup.
     /// Default: where the daemon finds itself.
     pub cgroup: Option<PathBuf>,

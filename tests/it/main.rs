@@ -33,6 +33,7 @@ mod pid_one;
 mod program;
 mod proofs;
 mod reload;
+mod session_files;
 mod settings;
 mod shortages;
 mod stalls;
