@@ -5,6 +5,7 @@
 //! * [`spec`]: what a pool, a worker, a limit *is*; parsing and checking of the configuration.
 //! * [`protocol`]: what is *said* between programs: bytes to types and back, with limits, without sockets.
 //! * [`engine`]: what to *do* next: a pure state machine, `handle(input, now)` / `poll_effect()` / `next_deadline()`.
+//! * [`archive`]: archives, read by a process that is shut in first.
 //! * [`host`]: kernel objects made safe: cgroups, namespaces, mounts, children. No policy.
 //! * [`sys`]: the only `unsafe` and the only libc.
 //! * [`init`]: the PID 1 inside each worker, built without std and embedded here.
@@ -14,6 +15,7 @@
 //!
 //! Two minutes' route for a newcomer: `daemon/event_loop.rs::run`, then `engine/worker.rs::step`.
 
+pub mod archive;
 pub mod cli;
 pub mod daemon;
 pub mod engine;

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// What each room of `src` may name of the others; a room may always name itself. `a::b` allows `b` of `a` only.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     // The init's half of the room speaks the init's protocol, and its entry point calls the init.
     ("sys", &["protocol::init", "init::run"]),
     ("spec", &[]),
@@ -18,7 +18,8 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("engine", &["spec"]),
     ("host", &["sys", "spec", "protocol::init"]),
     ("init", &["sys::raw", "sys::entry", "sys::pid1", "protocol::init"]),
-    ("daemon", &["engine", "host", "protocol", "spec", "exit_code"]),
+    ("archive", &["sys", "spec", "host"]),
+    ("daemon", &["archive", "engine", "host", "protocol", "spec", "exit_code"]),
     // The command line becomes the daemon: it may start it, and nothing more.
     (
         "cli",
@@ -26,20 +27,30 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "protocol",
             "spec",
             "exit_code",
+            // It packs what it sends.
+            "archive::Writer",
+            "archive::Meta",
+            "archive::Packed",
+            // This program is also the reader of archives, and packs what it sends.
+            "archive::main",
+            "archive::VERB",
+            "archive::Packer",
             "daemon::run",
             "daemon::hold_cgroup",
             "daemon::RunOptions",
             "daemon::Handover",
             "daemon::Error",
             "daemon::doctor",
+            "daemon::help",
+            "daemon::recovery",
         ],
     ),
     ("gateway", &["protocol", "spec", "exit_code"]),
     ("main", &["cli"]),
 ];
-/// The files where `std::process::Command` may be used, never for a worker: helpers, and `halsup daemon start`, which runs
-/// this program again in the background.
-const MAY_SPAWN: [&str; 2] = ["src/host/helper.rs", "src/cli/daemon_start.rs"];
+/// The files where `std::process::Command` may be used, never for a worker: helpers, `halsup daemon start`, which runs this
+/// program again in the background, and `halsup image pull`, which runs skopeo.
+const MAY_SPAWN: [&str; 3] = ["src/host/helper.rs", "src/cli/daemon_start.rs", "src/cli/image_pull.rs"];
 /// The files that read a clock: the daemon's, and that of commands, which may not use the daemon's.
 const CLOCKS: [&str; 2] = ["src/daemon/clock.rs", "src/cli/stopwatch.rs"];
 /// What reads a clock.

@@ -14,7 +14,8 @@ mod targets;
 type Check = fn(&[u8]);
 
 /// Every target by the name of its corpus and of its program in `fuzz/fuzz_targets`.
-const TARGETS: [(&str, Check); 11] = [
+const TARGETS: [(&str, Check); 12] = [
+    ("archive", targets::archive),
     ("attach_frame", targets::attach_frame),
     ("birth_record", targets::birth_record),
     ("channel_frame", targets::channel_frame),
@@ -128,6 +129,11 @@ fn replay(target: &str) {
     for count in 0..MUTATIONS {
         holds(target, &format!("mutation {count}"), check, &draw.mutated(&inputs));
     }
+}
+
+#[test]
+fn archive() {
+    replay("archive");
 }
 
 #[test]

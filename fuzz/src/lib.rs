@@ -4,6 +4,7 @@
 //! grammar or a framing, it is written a second time here, apart from the code that it is held against. Called by the
 //! targets of libFuzzer in `fuzz_targets/`, and by `tests/fuzz_corpus.rs`, which includes this file and needs no libFuzzer.
 
+mod archive;
 mod attach;
 mod host;
 mod past;
@@ -11,6 +12,7 @@ mod revival;
 mod spec;
 mod talk;
 
+pub use archive::archive;
 pub use attach::attach_frame;
 pub use host::{mountinfo, seccomp_profile};
 pub use past::{birth_record, ledger, state};

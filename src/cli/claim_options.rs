@@ -63,7 +63,7 @@ impl ClaimOptions {
         let usage = |option: &str, expected: &dyn std::fmt::Display| Error::Usage {
             reason: format!("{option}: expected {expected}"),
         };
-        request.name.clone_from(&self.name);
+        request.session.clone_from(&self.name);
         request.project = project.map(real_path).transpose()?;
         request.project_target.clone_from(&self.target);
         request.project_read_only = self.read_only.then_some(true);

@@ -2,11 +2,14 @@
 //!
 //! The only place of the command line that talks to the daemon.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -94,6 +97,61 @@ impl Client {
         Ok((answer, (self.stream, self.decoder.take_rest())))
     }
 
+    /// As [`Client::call_more`], with a descriptor beside the call.
+    ///
+    /// # Errors
+    /// The daemon's refusal, a lost connection, or what `each` returned.
+    pub(super) fn call_more_with<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        fd: BorrowedFd<'_>,
+        mut each: impl FnMut(T) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let method = request.method().1;
+        let mut call = request.to_call();
+        call.more = true;
+        self.pass(&call.encode(), fd).map_err(|source| self.failed(method, source))?;
+        loop {
+            let (answer, continues) = self.answer(request)?;
+            each(answer)?;
+            if !continues {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes with a descriptor beside the first byte.
+    fn pass(&mut self, bytes: &[u8], fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        self.stream.set_write_timeout(Some(self.patience))?;
+        self.stream.set_read_timeout(None)?;
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(rustix::io::Errno::NOBUFS.into());
+        }
+        let text = [IoSlice::new(bytes)];
+        let sent = sendmsg(&self.stream, &text, &mut control, SendFlags::NOSIGNAL)?;
+        self.stream.write_all(bytes.get(sent..).unwrap_or_default())
+    }
+
+    /// Asks, and returns the first of several answers; the others are on their way as long as this lives.
+    ///
+    /// # Errors
+    /// The daemon's refusal, or a lost connection.
+    pub(super) fn first<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, Error> {
+        self.send(request, true)?;
+        let (answer, _) = self.answer(request)?;
+        Ok(answer)
+    }
+
+    /// Whether the daemon has said nothing more, nor gone.
+    pub(super) fn is_silent(&mut self) -> bool {
+        let set = self.stream.set_nonblocking(true);
+        let read = set.and_then(|()| self.stream.read(&mut self.buffer));
+        read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// Waits until the daemon closes the connection; what it still says is dropped.
     pub(super) fn wait_for_end(&mut self) {
         while self.stream.read(&mut self.buffer).is_ok_and(|length| length > 0) {}
@@ -103,7 +161,8 @@ impl Client {
         let method = request.method().1;
         let mut call = request.to_call();
         call.more = more;
-        let at_once = request.role() == Role::Observe && !request.follows();
+        let counts = matches!(request, Request::ListVolumes(list) if list.usage == Some(true));
+        let at_once = request.role() == Role::Observe && !request.follows() && !counts;
         self.stream
             .set_write_timeout(Some(self.patience))
             .and_then(|()| self.stream.set_read_timeout(at_once.then_some(self.patience)))

@@ -10,7 +10,8 @@ use super::client::Client;
 use super::config;
 use super::error::Error;
 use super::output::Output;
-use crate::spec::{Config, InstanceName};
+use crate::protocol::control::{NoParameters, Request, StatusReply};
+use crate::spec::{Config, DaemonSpec, InstanceName};
 
 /// The variable that names the instance; `--instance` goes before it.
 const INSTANCE: &str = "HALSUP_INSTANCE";
@@ -113,6 +114,40 @@ impl Context {
         } else {
             socket_in(Path::new(&format!("/run/halsup-{instance}")))
         })
+    }
+
+    /// The state directory of the daemon that is meant: by its own word, or where none runs, by its configuration.
+    pub(super) fn state_dir(&self) -> Result<PathBuf, Error> {
+        let told = self.client().and_then(|mut client| client.call(&Request::Status(NoParameters {})));
+        if let Ok(status) = told {
+            let status: StatusReply = status;
+            return Ok(PathBuf::from(status.state_dir));
+        }
+        Ok(self.config_or_default()?.daemon.state_dir)
+    }
+
+    /// The settings of the daemon that is meant: its configuration's, with the directories that it says itself if it runs.
+    pub(super) fn daemon_spec(&self) -> Result<DaemonSpec, Error> {
+        let mut spec = self.config_or_default()?.daemon;
+        let told = self.client().and_then(|mut client| client.call(&Request::Status(NoParameters {})));
+        if let Ok(status) = told {
+            let status: StatusReply = status;
+            (spec.state_dir, spec.runtime_dir) = (status.state_dir.into(), status.runtime_dir.into());
+        }
+        Ok(spec)
+    }
+
+    /// The configuration, or what holds where there is no file and none was named.
+    pub(super) fn config_or_default(&self) -> Result<Config, Error> {
+        match self.load_config() {
+            Err(Error::FileMissing { .. }) if self.config.is_none() => self.default_config_of_instance(),
+            loaded => loaded,
+        }
+    }
+
+    /// What holds without a file.
+    pub(super) fn default_config_of_instance(&self) -> Result<Config, Error> {
+        config::check(self.config_path(), "", &self.environment)
     }
 
     /// Connects to the daemon.

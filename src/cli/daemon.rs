@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::context::Context;
 use super::error::Error;
-use super::{daemon_reexec, daemon_run, daemon_start, daemon_stop, status};
+use super::{daemon_reexec, daemon_reset, daemon_run, daemon_start, daemon_stop, status};
 use crate::protocol::control::{NoParameters, ReloadReply, Request, StatusReply};
 use crate::protocol::escape;
 
@@ -26,6 +26,7 @@ pub(super) enum Verb {
     /// Hold the cgroup of `halsup-workers.service` for the workers of daemons that come and go.
     #[command(hide = true)]
     HoldCgroup,
+    Reset(daemon_reset::Reset),
     /// Read the configuration again; all of it is taken or nothing, and only what differs is changed.
     Reload,
 }
@@ -61,6 +62,7 @@ impl Verb {
                 stopped
             }
             Self::Reexec(verb) => verb.run(context),
+            Self::Reset(verb) => verb.run(context),
             Self::Reload => {
                 let reply: ReloadReply = context.client()?.call(&Request::Reload(NoParameters {}))?;
                 context.output.answer(&reply, render_reload)

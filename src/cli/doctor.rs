@@ -2,9 +2,12 @@
 
 use clap::Args;
 
+use super::client::Client;
 use super::context::Context;
 use super::error::Error;
-use crate::protocol::control::{Check, DoctorReply, NoParameters, Request};
+use crate::protocol::control::{
+    Check, DoctorReply, ListVolumesReply, ListVolumesRequest, NoParameters, Request, VolumeInfo,
+};
 use crate::protocol::escape;
 
 /// Show what the host has of what halsup needs, and what to do about the rest.
@@ -14,8 +17,18 @@ pub(super) struct Doctor {}
 impl Doctor {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let reply = match context.client() {
-            Ok(mut client) => client.call(&Request::Doctor(NoParameters {}))?,
-            Err(Error::Unreachable { .. } | Error::Denied { .. }) => DoctorReply { checks: crate::daemon::doctor() },
+            Ok(mut client) => {
+                match client.call::<DoctorReply>(&Request::Doctor(NoParameters {})) {
+                    Ok(mut reply) => {
+                        reply.checks.extend(owners(&mut client)?);
+                        reply
+                    }
+                    // It ends just now.
+                    Err(error @ Error::Lost { .. }) => without_daemon(context, &error)?,
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(error @ (Error::Unreachable { .. } | Error::Denied { .. })) => without_daemon(context, &error)?,
             Err(error) => return Err(error),
         };
         context.output.answer(&reply, |reply| render(&reply.checks))?;
@@ -24,6 +37,42 @@ impl Doctor {
             count => Err(Error::Unwell { count }),
         }
     }
+}
+
+/// Volumes with files that their workers cannot change.
+fn owners(client: &mut Client) -> Result<impl Iterator<Item = Check> + use<>, Error> {
+    let request = ListVolumesRequest { name: None, usage: Some(true) };
+    let listed: ListVolumesReply = client.call(&Request::ListVolumes(request))?;
+    let foreign = |volume: VolumeInfo| {
+        let count = volume.foreign_inodes.filter(|count| *count > 0 && !volume.mapped && !volume.pools.is_empty())?;
+        Some(Check {
+            name: format!("owners in {}", volume.name),
+            ok: false,
+            found: format!("permission denied to its workers: {count} files of {} are not root's", volume.path),
+            fix: Some(format!("halsup volume repair {}", volume.name)),
+        })
+    };
+    Ok(listed.volumes.into_iter().filter_map(foreign))
+}
+
+/// What can be said where no daemon answers: first that none does.
+fn without_daemon(context: &Context, error: &Error) -> Result<DoctorReply, Error> {
+    let bad = |name: &str, sentence: String| {
+        let (found, fix) = sentence.split_once(": ").map_or((&*sentence, "halsup check"), |(found, fix)| (found, fix));
+        Check { name: name.to_owned(), ok: false, found: found.to_owned(), fix: Some(fix.to_owned()) }
+    };
+    let mut checks = Vec::new();
+    let config = match context.config_or_default() {
+        Ok(config) => config,
+        Err(error) => {
+            let fix = Some("halsup check says all that is wrong with it".to_owned());
+            checks.push(Check { name: "configuration".to_owned(), ok: false, found: error.sentence(), fix });
+            context.default_config_of_instance()?
+        }
+    };
+    checks.extend(crate::daemon::doctor(&config));
+    checks.push(bad("daemon", error.sentence()));
+    Ok(DoctorReply { checks })
 }
 
 /// A line for each check, and one below it for what to do.

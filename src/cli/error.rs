@@ -39,6 +39,8 @@ pub(super) enum Error {
     NoClaims { reason: String },
     #[error("configuration {} does not exist: name one with --config, or write it", path.display())]
     FileMissing { path: PathBuf },
+    #[error("{} does not exist: it is written when a daemon first runs", path.display())]
+    FileMissingYet { path: PathBuf },
     #[error("read {}", path.display())]
     ReadFile { path: PathBuf, source: std::io::Error },
     #[error("write {}", path.display())]
@@ -48,6 +50,8 @@ pub(super) enum Error {
     Config { path: Option<PathBuf>, lines: Vec<String> },
     #[error(transparent)]
     Daemon(#[from] crate::daemon::Error),
+    #[error(transparent)]
+    Recovery(#[from] crate::daemon::recovery::Error),
     #[error("start the daemon: {operation}")]
     Spawn { operation: &'static str, source: std::io::Error },
     /// The daemon's own sentence, or the best that is known instead.
@@ -83,6 +87,14 @@ pub(super) enum Error {
     Run { source: Box<Self> },
     #[error("read standard input")]
     Input { source: std::io::Error },
+    #[error("pull {name}: skopeo: {reason}")]
+    Pull { name: String, reason: String },
+    #[error(
+        "pull {name}: skopeo is not installed: install it, or import an archive of the image by `halsup image import FILE --name {name}`"
+    )]
+    NoSkopeo { name: String },
+    #[error("{sentence}")]
+    Helper { sentence: String },
     #[error("write the answer")]
     Output { source: std::io::Error },
     /// Who read our output has gone: no error of ours.
@@ -104,9 +116,11 @@ impl Error {
             Self::Usage { .. } | Self::Config { .. } => ExitCode::Usage,
             Self::NotRun { .. } | Self::Run { .. } => ExitCode::RunFailed,
             Self::FileMissing { .. }
+            | Self::FileMissingYet { .. }
             | Self::NoDirectory { .. }
             | Self::NoSessions { .. }
             | Self::SessionNotFound { .. } => ExitCode::NotFound,
+            Self::Recovery(error) if error.is_missing() => ExitCode::NotFound,
             Self::Silent { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {
@@ -128,6 +142,7 @@ impl Error {
             | Self::ReadFile { .. }
             | Self::WriteFile { .. }
             | Self::Daemon(_)
+            | Self::Recovery(_)
             | Self::Spawn { .. }
             | Self::StillRuns { .. }
             | Self::Stuck { .. }
@@ -138,6 +153,9 @@ impl Error {
             | Self::Terminal { .. }
             | Self::Ended { .. }
             | Self::Input { .. }
+            | Self::Pull { .. }
+            | Self::NoSkopeo { .. }
+            | Self::Helper { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
     }

@@ -4,6 +4,8 @@
 //! to stderr; an error is printed once, here.
 
 mod attach;
+mod audit;
+mod backup;
 mod capture;
 mod check;
 mod claim;
@@ -14,14 +16,23 @@ mod config;
 mod context;
 mod daemon;
 mod daemon_reexec;
+mod daemon_reset;
 mod daemon_run;
 mod daemon_start;
 mod daemon_stop;
+mod debug_bundle;
 mod doctor;
 mod error;
 mod events;
 mod exec;
+mod gc;
+mod helper;
+mod hold;
 mod human;
+mod image;
+mod image_import;
+mod image_layout;
+mod image_pull;
 mod inspect;
 mod kill;
 mod log;
@@ -48,6 +59,8 @@ mod stopwatch;
 mod table;
 mod terminal;
 mod up;
+mod volume;
+mod volume_export;
 
 use std::path::PathBuf;
 
@@ -101,6 +114,9 @@ enum Verb {
     #[command(subcommand)]
     Pool(pool::Verb),
     Reset(reset::Reset),
+    /// Import, list and remove images, the root file systems of workers.
+    #[command(subcommand)]
+    Image(image::Verb),
     Logs(logs::Logs),
     Attach(attach::Attach),
     Send(send::Send),
@@ -111,11 +127,21 @@ enum Verb {
     Sessions(sessions::Sessions),
     Events(events::Events),
     Stats(stats::Stats),
+    #[command(subcommand)]
+    Volume(volume::Verb),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
+    Gc(gc::Gc),
+    #[command(subcommand)]
+    Audit(audit::Verb),
     Check(check::Check),
     Doctor(doctor::Doctor),
+    DebugBundle(debug_bundle::DebugBundle),
     Log(log::Log),
     Completions(completions::Completions),
     Man(man::Man),
+    #[command(hide = true)]
+    Helper(helper::Helper),
 }
 
 impl Verb {
@@ -136,6 +162,7 @@ impl Verb {
             Self::Release(verb) => verb.run(context),
             Self::Pool(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
+            Self::Image(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
             Self::Attach(verb) => verb.run(context),
             Self::Send(verb) => verb.run(context),
@@ -147,15 +174,26 @@ impl Verb {
             Self::Stats(verb) => verb.run(context),
             Self::Check(verb) => verb.run(context),
             Self::Doctor(verb) => verb.run(context),
+            Self::DebugBundle(verb) => verb.run(context),
             Self::Log(verb) => verb.run(context),
             Self::Completions(verb) => verb.run(context),
             Self::Man(verb) => verb.run(context),
+            Self::Volume(verb) => verb.run(context),
+            Self::Audit(verb) => verb.run(context),
+            Self::Backup(verb) => verb.run(context),
+            Self::Restore(verb) => verb.run(context),
+            Self::Gc(verb) => verb.run(context),
+            Self::Helper(verb) => verb.run(context),
         }
     }
 }
 
 /// Runs the program and returns its exit status.
 pub fn main() -> std::process::ExitCode {
+    // Not for people, and before anything that a caller could have set is looked at.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::archive::VERB) {
+        return crate::archive::main().into();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage(error).into(),
@@ -228,6 +266,11 @@ fn instance_name(text: &str) -> Result<InstanceName, String> {
 /// For clap: a target as `all`, `web` or `web.3`.
 fn target(text: &str) -> Result<crate::protocol::control::Target, String> {
     text.parse().map_err(|error: crate::protocol::control::TargetError| error.to_string())
+}
+
+/// For clap: the name of a volume.
+fn volume_name(text: &str) -> Result<crate::spec::VolumeName, String> {
+    crate::spec::VolumeName::parse(text).map_err(|error| error.to_string())
 }
 
 /// For clap: the name of a pool.

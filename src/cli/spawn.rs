@@ -70,7 +70,7 @@ impl Spawn {
         let pool = pool_of(&mut client, self.pool)?;
         let mut request = ClaimRequest::of(pool);
         self.options.fill(&mut request, Some(&dir))?;
-        request.name = Some(name);
+        request.session = Some(name);
         if self.shell && request.command.is_none() {
             request.command = Some(vec!["/bin/bash".to_owned(), "-i".to_owned()]);
         }

@@ -1,6 +1,12 @@
 //! How long something took, and how long it may still take; for the command line alone, the daemon has its own clock.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+/// The time of day, to compare with times that were written down.
+#[expect(clippy::disallowed_methods, reason = "a command compares what it shows; no decision of the daemon's")]
+pub(super) fn wall() -> SystemTime {
+    SystemTime::now()
+}
 
 /// Runs from its making.
 #[derive(Debug, Clone, Copy)]

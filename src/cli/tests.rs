@@ -51,6 +51,12 @@ fn a_wrong_command_line_is_one_line() {
 #[test]
 fn every_verb_is_understood() {
     for line in [
+        "image import x.tar",
+        "image import - --name a/b:c --replace",
+        "image pull ghcr.io/hellblazer/hal-9000:worker --replace",
+        "image ls --json",
+        "image rm alpine alpine:3",
+        "image inspect alpine",
         "daemon run",
         "daemon run -c /x",
         "daemon run --background",

@@ -374,15 +374,14 @@ impl Daemon {
         let name = pool.worker_name(worker.slot);
         let generation = Generation(birth.generation);
         let ready_is_open = matches!(phase, engine::Phase::Spawning | engine::Phase::Starting);
-        let enforcement = cgroup.enforcement(&pool.prepared.cgroup, &pool.spec.limits).unwrap_or_default();
+        // A claim may have other limits than its pool, which were in force when it was answered.
+        let of_pool = self.sessions.of(worker).is_none().then_some(&pool.spec.limits);
+        let enforcement = of_pool.and_then(|limits| cgroup.enforcement(&pool.prepared.cgroup, limits).ok());
+        let enforcement = enforcement.unwrap_or_default();
         // EPIPE: it has ended a moment ago, which its pidfd says next.
         super::log::best_effort(init.announce(self.shared.daemon.as_fd()), "its end is about to be heard");
-        match LogFile::open(self.shared.log_dir.as_fd(), &name, pool.spec.log) {
-            Ok(log) => {
-                self.logs.insert(worker, log);
-            }
-            Err(error) => tracing::warn!(target: "worker", worker = %name, "{}", chain(&error)),
-        }
+        let log_spec = pool.spec.log;
+        self.open_log(worker, &name, log_spec);
         if self.handover.is_some() {
             self.fd_store.assume(generation);
         }
@@ -397,6 +396,7 @@ impl Daemon {
                 enforcement,
                 chore: Chore {
                     trees: birth.trees,
+                    image: birth.image,
                     frees: birth.frees,
                     ledger_at: Some(init.ledger_at),
                     ..Chore::default()
@@ -407,6 +407,8 @@ impl Daemon {
                 started: clock::from_msec(birth.started_msec),
             },
         );
+        // Somebody may have held it for a copy when the daemon before this one ended.
+        super::log::best_effort(live.cgroup.thaw(), "it was not frozen");
         live.main_pid = init.main.as_ref().and_then(crate::host::spawn::pid_of);
         live.main = init.main;
         live.phase = if runs { Phase::Running } else { Phase::Starting };
@@ -433,11 +435,21 @@ impl Daemon {
             tracing::warn!(target: "worker", worker = %name, %error, "watch the terminal of {name}: nobody can attach to it");
         }
         tracing::debug!(target: "worker", worker = %name, generation = generation.0, "{name} is taken over");
+        self.audit("worker_adopt", &name, &[("generation", &generation.0.to_string())]);
         if runs && phase == engine::Phase::Spawning {
             self.inputs.push(Input::Spawned(worker, generation));
         }
         if runs && ready_is_open {
             self.await_ready(worker);
+        }
+    }
+
+    fn open_log(&mut self, worker: WorkerId, name: &str, spec: crate::spec::LogSpec) {
+        match LogFile::open(self.shared.log_dir.as_fd(), name, spec) {
+            Ok(log) => {
+                self.logs.insert(worker, log);
+            }
+            Err(error) => tracing::warn!(target: "worker", worker = %name, "{}", chain(&error)),
         }
     }
 

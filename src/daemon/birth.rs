@@ -25,7 +25,8 @@ use crate::host::init_image::{Begins, ImageError, Start, Window, start_image};
 use crate::host::ledger::LedgerError;
 use crate::host::logfile::{LogFile, LogFileError, Stream};
 use crate::host::port;
-use crate::host::spawn::{self, Birth, Gone, Overlay, Plan, SpawnError};
+use crate::host::spawn::{self, Birth, ExtraMount, Gone, Overlay, Plan, SpawnError};
+use crate::host::volume::VolumeError;
 use crate::host::workdir::{LinkKind, Owner, WorkDir, WorkDirError};
 use crate::protocol::control::StartFailure;
 use crate::spec::{Generation, Identity, Net, OnSupervisorDeath, Root, WorkerId};
@@ -50,6 +51,8 @@ pub(super) enum BirthError {
     Spawn(#[from] SpawnError),
     #[error("give it a place in the exit ledger")]
     Ledger(#[from] LedgerError),
+    #[error("give it its volumes")]
+    Volume(#[from] VolumeError),
     #[error("open its log")]
     Log(#[from] LogFileError),
     #[error("{operation}")]
@@ -58,6 +61,8 @@ pub(super) enum BirthError {
     PortInUse { port: u16, holder: Option<String> },
     #[error("write down that it is started: {trouble}")]
     Unwritten { trouble: String },
+    #[error("{lacks}")]
+    NoImage { lacks: String },
     #[error("its pool is gone")]
     NoPool,
 }
@@ -72,9 +77,11 @@ impl BirthError {
             Self::Spawn(_) => "clone",
             Self::Ledger(_) => "ledger",
             Self::Log(_) => "log",
+            Self::Volume(_) => "volume",
             Self::Step { .. } => "sockets",
             Self::PortInUse { .. } => "port",
             Self::Unwritten { .. } => "state",
+            Self::NoImage { .. } => "image",
             Self::NoPool => "pool",
         }
     }
@@ -168,7 +175,10 @@ impl Daemon {
             return self.postpone(worker, generation, failure, tries, RETRY_PAUSE);
         }
         let mut made = Made::default();
-        let Err(error) = self.try_spawn(worker, generation, &mut made) else { return };
+        let Err(error) = self.try_spawn(worker, generation, &mut made) else {
+            self.break_holds_of(worker);
+            return self.audit_spawn(worker, generation);
+        };
         self.chores.push_back(Chore { of: Some((worker, generation)), cgroup: made.cgroup, ..made.chore });
         self.logs.remove(&worker);
         let failure = start_failure(error.stage(), &error);
@@ -218,10 +228,20 @@ impl Daemon {
         self.inputs.push(Input::SpawnFailed(worker, generation));
     }
 
-    fn try_spawn(&mut self, worker: WorkerId, generation: Generation, made: &mut Made) -> Result<(), BirthError> {
+    /// Whether nothing stands in the way of a spawn that is known beforehand.
+    fn check_ready_to_spawn(&self, worker: WorkerId) -> Result<(), BirthError> {
         if let Some(trouble) = self.persist.trouble() {
             return Err(BirthError::Unwritten { trouble: trouble.to_owned() });
         }
+        let pool = self.pools.get(&worker.pool).ok_or(BirthError::NoPool)?;
+        match &pool.prepared.lacks {
+            Some(lacks) => Err(BirthError::NoImage { lacks: lacks.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn try_spawn(&mut self, worker: WorkerId, generation: Generation, made: &mut Made) -> Result<(), BirthError> {
+        self.check_ready_to_spawn(worker)?;
         let pool = self.pools.get(&worker.pool).ok_or(BirthError::NoPool)?;
         let name = pool.worker_name(worker.slot);
         let port = environment::port(pool, worker.slot);
@@ -238,9 +258,9 @@ impl Daemon {
         made.chore.trees.push((Place::Work, place.clone()));
         let prefer = if pool.spec.root == Root::Host { LinkKind::Symlink } else { LinkKind::HardLink };
         let owner = Owner { uid: ids.uid, gid: ids.gid };
-        let links = &pool.prepared.links;
-        let (work, _) = WorkDir::create(self.shared.work_dirs.as_fd(), &place, links, prefer, owner)?;
+        let (work, _) = WorkDir::create(self.shared.work_dirs.as_fd(), &place, &pool.prepared.links, prefer, owner)?;
         let overlay = self.overlay(pool, &ids, &place, made)?;
+        let extra = super::volumes::mounts(&self.shared.volumes, &pool.spec.volumes, &ids)?;
         let mut ends = ends(pool, &ids, self.shared.null.as_fd(), self.shared.notify_dirs.as_fd(), &place, made)?;
         let ledger_at = self.shared.ledger.take()?;
         made.chore.ledger_at = Some(ledger_at);
@@ -254,6 +274,7 @@ impl Daemon {
             port,
             work_name: place.clone(),
             trees: made.chore.trees.clone(),
+            image: made.chore.image.clone(),
             started_msec: super::clock::msec(started),
             listen: pool.spec.listen.iter().map(listen_text).collect(),
             channel: ends.channel.is_some(),
@@ -265,14 +286,13 @@ impl Daemon {
         let work_dir = work.dir().try_clone_to_owned().map_err(step("open its directory"))?;
         let notify_dir = ends.notify_dir.take();
         let passed = std::mem::take(&mut ends.theirs);
-        let plan = plan(pool, &name, &ids, &self.shared.init, PlanFds { work_dir, notify_dir, overlay, passed })?;
-        let log_spec = pool.spec.log;
-        self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, log_spec)?);
+        let plan =
+            plan(pool, &name, &ids, &self.shared.init, PlanFds { work_dir, notify_dir, overlay, extra, passed })?;
+        self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, pool.spec.log)?);
         let cgroup_dir = made.cgroup.as_ref().map(WorkerCgroup::dir);
         let child = spawn::begin(plan, cgroup_dir, self.shared.stacks.pop())?;
-        let (Some(cgroup), chore) = (made.cgroup.take(), std::mem::take(&mut made.chore)) else {
-            return Err(BirthError::NoPool);
-        };
+        let Some(cgroup) = made.cgroup.take() else { return Err(BirthError::NoPool) };
+        let chore = std::mem::take(&mut made.chore);
         // From here on there is a child: whatever fails to be watched ends it, and its exit is watched above all.
         let live = Live::new(
             Some(child.birth),
@@ -348,6 +368,7 @@ impl Daemon {
         if pool.spec.root == Root::Host {
             return Ok(None);
         }
+        made.chore.image.clone_from(&pool.prepared.image);
         made.chore.trees.push((Place::Overlay, place.to_owned()));
         let stage = make_dir(self.shared.overlay_dirs.as_fd(), place, 0o700).map_err(step("make its overlay"))?;
         let upper = make_dir(stage.as_fd(), "upper", 0o755).map_err(step("make its overlay"))?;
@@ -460,6 +481,7 @@ struct PlanFds {
     work_dir: OwnedFd,
     notify_dir: Option<OwnedFd>,
     overlay: Option<Overlay>,
+    extra: Vec<ExtraMount>,
     passed: Vec<OwnedFd>,
 }
 
@@ -478,6 +500,7 @@ fn plan(pool: &Pool, name: &str, ids: &Ids, init: &Rc<OwnedFd>, fds: PlanFds) ->
         work_dir: fds.work_dir,
         notify_dir: fds.notify_dir,
         overlay: fds.overlay,
+        extra: fds.extra,
         init: Rc::clone(init),
         hostname: text(CString::new(name.replace('.', "-")))?,
         tmp_options: text(options("1777"))?,

@@ -1,29 +1,100 @@
 //! What this host has of what halsup needs, as `halsup doctor` shows it: the kernel's side from `host`, and what the daemon
-//! itself wants of its surroundings. Looks and changes nothing; works without a daemon.
+//! itself wants of its surroundings. Looks and changes nothing; works without a daemon. What a running daemon says of its own
+//! pools is in `troubles`, what can be said of a configuration without one in `absent`.
 
-use std::path::{Path, PathBuf};
+mod absent;
+mod troubles;
+
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::{Resource, getrlimit};
 
 use super::log_sink;
 use crate::host::doctor::{self, Probe, Weight};
+use crate::host::volume::Room;
 use crate::protocol::control::Check;
-use crate::spec::InstanceName;
+use crate::spec::{Config, DaemonSpec, format_bytes};
 
 /// Descriptors that one worker takes of the daemon's.
 const FILES_A_WORKER: u64 = 10;
 /// Fewer workers than this are too few to be called well.
 const WORKERS_MIN: u64 = 100;
 
-/// Looks at everything, in the order in which it matters.
-pub(super) fn checks(instance: &InstanceName) -> Vec<Check> {
-    let mut checks: Vec<Check> = doctor::probe(instance).into_iter().map(check).collect();
+/// Looks at the host, in the order in which it matters.
+pub(super) fn checks(spec: &DaemonSpec) -> Vec<Check> {
+    let mut checks: Vec<Check> = doctor::probe(&spec.instance).into_iter().map(check).collect();
     checks.push(open_files(getrlimit(Resource::Nofile).maximum));
-    checks.push(directory("runtime directory", &default_dir("/run/halsup", instance)));
-    checks.push(directory("state directory", &default_dir("/var/lib/halsup", instance)));
+    checks.push(directory("runtime directory", &spec.runtime_dir));
+    checks.push(directory("state directory", &spec.state_dir));
     checks.push(log());
+    checks.push(resolver(Path::new("/etc/resolv.conf")));
     checks
+}
+
+/// The same, and what can be seen of a daemon that does not run.
+pub(super) fn without_daemon(config: &Config) -> Vec<Check> {
+    let mut all = checks(&config.daemon);
+    all.extend(absent::checks(config));
+    all
+}
+
+fn good(name: impl Into<String>, found: impl Into<String>) -> Check {
+    Check { name: name.into(), ok: true, found: found.into(), fix: None }
+}
+
+fn bad(name: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check { name: name.into(), ok: false, found: found.into(), fix: Some(fix.into()) }
+}
+
+/// Not as some want it, and no fault: what is lost in place of what to do.
+fn partly(name: impl Into<String>, found: impl Into<String>, lost: impl Into<String>) -> Check {
+    Check { name: name.into(), ok: true, found: found.into(), fix: Some(lost.into()) }
+}
+
+/// Whether workers, which have the host's resolver configuration, can ask anybody for names.
+fn resolver(path: &Path) -> Check {
+    let name = "dns";
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            return partly(name, format!("read {}: {error}", path.display()), "workers resolve no names: write one");
+        }
+    };
+    let servers: Vec<&str> =
+        text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(str::trim).collect();
+    match servers.as_slice() {
+        [] => {
+            let lost = "workers resolve no external names: add a line `nameserver ADDRESS`, then halsup daemon restart";
+            partly(name, format!("{} names no server", path.display()), lost)
+        }
+        some => good(name, format!("asks {}", some.join(", "))),
+    }
+}
+
+/// Less than one part in this of a disk is too little.
+const ROOM_PARTS: u64 = 50;
+/// Less than this is too little on any disk, in bytes.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
+
+/// Whether there is room for what workers write into volumes, images and logs.
+fn room(room: Room, state_dir: &Path) -> Check {
+    let name = "room";
+    let found = format!("{} of {} are free", format_bytes(room.free_bytes), format_bytes(room.total_bytes));
+    let few_files = room.total_inodes > 0 && room.free_inodes < room.total_inodes / ROOM_PARTS;
+    if room.free_bytes < ROOM_BYTES_MIN || room.free_bytes < room.total_bytes / ROOM_PARTS || few_files {
+        let found = if few_files {
+            format!("only {} more files can be made", room.free_inodes)
+        } else {
+            format!("only {found}")
+        };
+        let fix = format!(
+            "halsup volume ls --size says what takes it: remove what is not needed, or put state_dir ({}) on a larger disk",
+            state_dir.display()
+        );
+        return bad(name, found, fix);
+    }
+    good(name, found)
 }
 
 /// What halsup can do without is no fault, but it is not there either: well, and with what that means as its fix.
@@ -43,13 +114,6 @@ fn open_files(limit: Option<u64>) -> Check {
     let ok = workers >= WORKERS_MIN;
     let fix = format!("raise the hard limit, by ulimit -Hn or LimitNOFILE=, to {FILES_A_WORKER} for each worker");
     Check { name, ok, found: format!("at most {limit}, enough for {workers} workers"), fix: (!ok).then_some(fix) }
-}
-
-fn default_dir(base: &str, instance: &InstanceName) -> PathBuf {
-    match instance.as_str() {
-        "default" => PathBuf::from(base),
-        name => PathBuf::from(format!("{base}-{name}")),
-    }
 }
 
 /// Whether a directory can be written, or made where it is not yet.
@@ -109,6 +173,29 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_nearly_full_is_a_fault() {
+        let of = |free_bytes, free_inodes| {
+            let disk = Room { total_bytes: 100 << 30, free_bytes, total_inodes: 1000, free_inodes };
+            room(disk, Path::new("/var/lib/halsup"))
+        };
+        assert!(of(50 << 30, 500).ok);
+        assert_eq!(of(1 << 30, 500).found, "only 1g of 100g are free");
+        assert_eq!(of(50 << 30, 3).found, "only 3 more files can be made");
+        assert!(of(0, 500).fix.unwrap().contains("halsup volume ls --size"));
+    }
+
+    #[test]
+    fn a_resolver_without_a_server_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        assert!(resolver(&path).fix.is_some());
+        std::fs::write(&path, "search example.org\n").unwrap();
+        assert!(resolver(&path).found.ends_with("names no server"));
+        std::fs::write(&path, "nameserver 10.0.0.1\nnameserver ::1\n").unwrap();
+        assert_eq!(resolver(&path), good("dns", "asks 10.0.0.1, ::1"));
+    }
+
+    #[test]
     fn a_directory_that_is_not_there_yet_is_judged_by_where_it_will_be() {
         let dir = tempfile::tempdir().unwrap();
         assert!(directory("x", dir.path()).found.ends_with("can be written"));
@@ -120,7 +207,8 @@ mod tests {
 
     #[test]
     fn everything_is_looked_at_without_a_daemon() {
-        let checks = checks(&InstanceName::default());
+        let config = crate::spec::parse_config("", &std::collections::BTreeMap::new()).unwrap();
+        let checks = checks(&config.daemon);
         for name in ["kernel", "open files", "runtime directory", "state directory", "log"] {
             assert_eq!(checks.iter().filter(|check| check.name == name).count(), 1, "{name}");
         }

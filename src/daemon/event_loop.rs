@@ -37,6 +37,7 @@ impl Daemon {
             self.hear(&ready);
             self.tick();
             self.decide();
+            self.flush_audit();
             self.flush_clients();
             self.confirm_handover();
             self.go_on_with_upgrade();
@@ -79,8 +80,12 @@ impl Daemon {
                 Some(Source::Probe(place)) => self.on_probe(place),
                 Some(Source::Files) => self.on_files(),
                 Some(Source::Trial) => self.on_trial(),
+                Some(Source::Job(number)) => self.on_job(number),
                 Some(Source::OwnFiles) => self.on_own_files(),
                 Some(Source::Limits) => self.on_limits(),
+                Some(Source::Import(number)) => self.on_import(number),
+                Some(Source::ImportEnd(number)) => self.on_import_end(number),
+                Some(Source::PullEnd(number)) => self.on_pull_end(number),
                 // Heard above; and what was closed meanwhile has nothing more to say.
                 Some(Source::Exit(_)) | None => {}
             }
@@ -104,7 +109,11 @@ impl Daemon {
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
+                Timer::Hold(number) => self.on_hold_timer(number),
+                Timer::Job(number) => self.on_job_timeout(number),
                 Timer::Upgrade => self.on_upgrade_timer(),
+                Timer::Import(number) => self.on_import_timeout(number),
+                Timer::Pull(number) => self.on_pull_timeout(number),
                 Timer::Chores => self.chores.append(&mut self.late_chores),
                 Timer::SessionFiles => self.write_session_files(),
                 Timer::WriteState => self.write_state_again(),
@@ -126,6 +135,7 @@ impl Daemon {
 
     /// Has the engine take all inputs, writes down what it decided, and carries it out.
     pub(super) fn decide(&mut self) {
+        self.beat_for_held();
         for input in std::mem::take(&mut self.inputs) {
             self.engine.handle(input, self.now);
         }

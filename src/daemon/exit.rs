@@ -70,6 +70,7 @@ impl Daemon {
         }
         let was_running = live.phase == Phase::Running;
         live.phase = Phase::Ended;
+        live.was_up = was_running;
         if !was_running && live.start_failure.is_none() {
             let error = live.birth.as_ref().map_or(crate::host::spawn::SpawnError::Killed, step_failed);
             live.start_failure = Some(start_failure("spawn", &error));
@@ -240,8 +241,9 @@ impl Daemon {
             self.sources.remove(token, fd.as_fd());
         }
         self.chores.push_back(live.chore);
-        let started = self.evidence.get(&(worker, generation)).is_none_or(|known| known.start_failure.is_none());
-        self.inputs.push(match started {
+        // A claim's program may have failed to start in a worker that was up.
+        let failed = self.evidence.get(&(worker, generation)).is_some_and(|known| known.start_failure.is_some());
+        self.inputs.push(match live.was_up || !failed {
             true => Input::Emptied(worker, generation),
             false => Input::SpawnFailed(worker, generation),
         });
@@ -275,11 +277,12 @@ impl Daemon {
         }
         if let Some((place, name)) = chore.trees.last() {
             let parent = match place {
-                Place::Work => &self.shared.work_dirs,
-                Place::Notify => &self.shared.notify_dirs,
-                Place::Overlay => &self.shared.overlay_dirs,
+                Place::Work => self.shared.work_dirs.as_fd(),
+                Place::Notify => self.shared.notify_dirs.as_fd(),
+                Place::Overlay => self.shared.overlay_dirs.as_fd(),
+                Place::Image => self.images.store.unfinished(),
             };
-            match workdir::remove_bounded(parent.as_fd(), name, ENTRIES_A_TURN) {
+            match workdir::remove_bounded(parent, name, ENTRIES_A_TURN) {
                 Ok(workdir::Removal::Done) => {
                     chore.trees.pop();
                 }

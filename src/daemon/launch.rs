@@ -11,9 +11,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::audit::Audit;
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::holds::Holds;
+use super::images::Images;
+use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
 use super::log::LogHandle;
 use super::manager::Manager;
@@ -21,6 +25,7 @@ use super::own_files::OwnFiles;
 use super::passed::Passed;
 use super::pool::remove_stale_in;
 use super::probe::Probes;
+use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::recover::{Recovery, end_leftovers};
 use super::reload::{FIRST_START, discard_sockets, prepare_all};
@@ -38,11 +43,13 @@ use crate::host::cgroup::{CgroupRoot, Location};
 use crate::host::container;
 use crate::host::handover::unblock_signals;
 use crate::host::identity::IdPool;
+use crate::host::image_store::ImageStore;
 use crate::host::init_image::init_program;
 use crate::host::ledger::Ledger;
 use crate::host::mounts::private_null;
 use crate::host::own_dir::{OwnDirError, own_dir};
 use crate::host::spawn::{PASSED_MAX, SLOTTED_STACKS_MAX, Stack, close_inherited, set_undumpable};
+use crate::host::volume::Store;
 use crate::protocol::control::DaemonState;
 use crate::spec::{Config, DaemonSpec};
 
@@ -150,16 +157,32 @@ fn give_up(cgroups: CgroupRoot) {
 impl Daemon {
     fn begin(&mut self, old_config: Option<&str>) {
         self.state = DaemonState::Running;
+        let pid = std::process::id().to_string();
+        self.audit("coordinator_start", "daemon", &[("version", env!("CARGO_PKG_VERSION")), ("pid", &pid)]);
         self.forget_untaken_pidfds();
-        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
-        self.catch_up_with_manager();
         self.set_watchdog();
-        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        let ready = self.begin_pulls();
+        if ready {
+            self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+            self.catch_up_with_manager();
+            tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
+        }
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
         self.tell_of_all();
         self.reap_orphans();
+        self.sweep_volumes();
         self.restart_what_differs(old_config);
+        if ready {
+            self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
+        }
+    }
+
+    /// Says that the daemon is ready, after what it has waited for.
+    pub(super) fn say_ready(&mut self) {
+        self.manager.ready(&format!("halsup {} runs; pools: {}", env!("CARGO_PKG_VERSION"), self.pools.len()));
+        self.catch_up_with_manager();
+        tracing::info!(target: "pool", instance = %self.spec.instance, pools = self.pools.len(), "ready");
         self.inputs.push(Input::AwaitRequested(FIRST_START, Target::All));
     }
 
@@ -170,8 +193,15 @@ impl Daemon {
         }
     }
 
+    fn audit_stop(&mut self, how: &str) {
+        let pid = std::process::id().to_string();
+        self.audit("coordinator_stop", "daemon", &[("pid", &pid), ("how", how)]);
+        self.flush_audit();
+    }
+
     /// Ends without touching a worker: all that is theirs stays where the next daemon looks for it.
     fn end_alone(mut self) {
+        self.audit_stop("workers are left");
         for log in self.logs.values_mut() {
             log.flush(clock::wall());
         }
@@ -184,6 +214,11 @@ impl Daemon {
     }
 
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
+        self.end_pulls();
+        self.end_jobs();
+        self.break_holds("the daemon ends");
+        self.audit_stop("workers are ended");
+        self.end_imports("the daemon ends");
         if self.leaves {
             self.end_alone();
             return ran;
@@ -280,6 +315,9 @@ pub(super) struct Directories {
     pub(super) work: OwnedFd,
     pub(super) notify: OwnedFd,
     pub(super) overlay: OwnedFd,
+    volumes: Store,
+    all_logs: OwnedFd,
+    pub(super) images: ImageStore,
     logs: OwnedFd,
     /// One on each: either may be shared with another daemon by mistake.
     locks: [OwnedFd; 2],
@@ -294,7 +332,7 @@ impl Directories {
             Some(locks) => locks,
             None => [lock(state.as_fd(), &spec.state_dir)?, lock(runtime.as_fd(), &spec.runtime_dir)?],
         };
-        directory(&spec.state_dir.join("logs"), 0o700)?;
+        let all_logs = directory(&spec.state_dir.join("logs"), 0o700)?;
         let below = |parent: BorrowedFd<'_>, at: &Path, name: &str| {
             match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -307,6 +345,9 @@ impl Directories {
             work: below(runtime.as_fd(), &spec.runtime_dir, "work")?,
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
+            volumes: Store::open(state.as_fd())?,
+            all_logs,
+            images: ImageStore::open(state.as_fd(), &spec.state_dir)?,
             logs: directory(&spec.state_dir.join("logs/workers"), 0o700)?,
             locks,
             state,
@@ -415,19 +456,22 @@ fn greet_again(
     waiting
 }
 
-/// What all workers share.
+/// What all workers share, and the audit log.
 fn shared(
     dirs: Directories,
     (ids, ranges): (IdPool, IdPool),
     ledger: Ledger,
     stacks: Vec<Stack>,
-) -> Result<Shared, Error> {
+) -> Result<(Audit, Shared, Images), Error> {
+    let audit = Audit::open(dirs.all_logs.as_fd())?;
     let daemon = own_pidfd().map_err(|source| Error::Start { operation: "open a pidfd of this process", source })?;
-    Ok(Shared {
+    let images = Images::new(dirs.images);
+    let shared = Shared {
         init: Rc::new(init_program()?),
         work_dirs: dirs.work,
         notify_dirs: dirs.notify,
         overlay_dirs: dirs.overlay,
+        volumes: dirs.volumes,
         log_dir: dirs.logs,
         null: private_null()?,
         ids,
@@ -436,7 +480,8 @@ fn shared(
         ledger,
         daemon,
         locks: dirs.locks,
-    })
+    };
+    Ok((audit, shared, images))
 }
 
 /// The text of the configuration in force, which is kept for a later daemon.
@@ -455,6 +500,7 @@ fn let_signals_through(handover: Option<&Handover>) -> Result<(), Error> {
     through.map_err(|source| Error::Start { operation: "let signals through", source })
 }
 
+#[expect(clippy::too_many_lines, reason = "most of it is one field a line")]
 fn assemble(
     config: Config,
     options: RunOptions,
@@ -467,28 +513,26 @@ fn assemble(
     let_signals_through(handover.as_ref())?;
     // What has a name in the file system comes last, so that a start that fails leaves none.
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
-    let origin = Origin::of(&mut passed, handover.as_mut());
-    let mut control = Control::open(&config.daemon, origin, &mut sources)
+    let mut control = Control::open(&config.daemon, Origin::of(&mut passed, handover.as_mut()), &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
-    let config_text = config_text(handover.as_ref(), &options, &mut past.persist);
-    let now = clock::now();
+    let (config_text, now) = (config_text(handover.as_ref(), &options, &mut past.persist), clock::now());
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
-    let asked_for_upgrade = greet_again(&mut control, handover.as_mut(), &mut sources, now);
-    let started_wall = handover.as_ref().map_or_else(clock::wall, Handover::started);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
     let own_files = OwnFiles::watch([dirs.state.as_fd(), dirs.runtime.as_fd()], &mut sources);
+    let (audit, shared, images) = shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?;
     let mut daemon = Daemon {
+        asked_for_upgrade: greet_again(&mut control, handover.as_mut(), &mut sources, now),
         spec: config.daemon,
         config_path: options.config_path.clone(),
         options,
         engine: Engine::with_last_generation(now.0, found.generation.max(fd_store.last())),
         now,
         started: now,
-        started_wall,
+        started_wall: handover.as_ref().map_or_else(clock::wall, Handover::started),
         state: DaemonState::Starting,
         cgroups: None,
-        shared: shared(dirs, (found.ids, found.ranges), found.ledger, stacks)?,
+        shared,
         pools: BTreeMap::new(),
         names: BTreeMap::new(),
         next_pool: 0,
@@ -512,6 +556,8 @@ fn assemble(
         ready_files: ReadyFiles::default(),
         limit_watch: LimitWatch::default(),
         inputs: Vec::new(),
+        images,
+        pulls: Pulls::default(),
         chores: found.chores,
         late_chores: VecDeque::new(),
         events: EventLog::default(),
@@ -522,11 +568,13 @@ fn assemble(
         manager: Manager::from_environment(&environment),
         fd_store,
         watchdog: Watchdog::default(),
+        audit,
+        jobs: Jobs::default(),
+        holds: Holds::default(),
         holder_search: None,
         reaps: std::process::id() == 1,
         cgroup_lock: None,
         upgrade: None,
-        asked_for_upgrade,
         strays: handover.is_some(),
         handover,
         finished: false,

@@ -19,6 +19,7 @@ use super::live::Live;
 use super::sources::{Source, Sources};
 use super::state::Daemon;
 use super::timers::Timer;
+use crate::protocol::audit::Severity;
 use crate::protocol::control::EventKind;
 use crate::spec::{Generation, WorkerId};
 
@@ -56,6 +57,11 @@ pub(super) struct LimitWatch {
 }
 
 impl LimitWatch {
+    /// Forks that were refused to a worker's latest generation, and processes of it that were killed for memory.
+    pub(super) fn hits(&self, worker: WorkerId) -> (u64, u64) {
+        self.seen.get(&worker).map_or((0, 0), |(_, counts)| (counts.forks_refused, counts.oom_kills))
+    }
+
     fn begun(&mut self, sources: &mut Sources) -> Result<&OwnedFd, Errno> {
         if self.inotify.is_none() {
             let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
@@ -144,6 +150,8 @@ impl Daemon {
             let more = now.forks_refused - before.forks_refused;
             let text =
                 format!("{name}: pids limit reached{limit}, {more} forks refused; raise it by `pids` in its table");
+            let refused = more.to_string();
+            self.audit_security(Severity::Medium, "PIDS_LIMIT", &name, &[("refused", &refused)]);
             self.tell_limit(worker, generation, text);
         }
         if now.oom_kills > before.oom_kills {
@@ -154,6 +162,8 @@ impl Daemon {
             let text = format!(
                 "{name}: memory limit reached{limit}, {more} processes killed; raise it by `memory` in its table"
             );
+            let killed = more.to_string();
+            self.audit_security(Severity::Medium, "MEMORY_LIMIT", &name, &[("killed", &killed)]);
             self.tell_limit(worker, generation, text);
         }
     }

@@ -59,6 +59,8 @@ pub(super) struct Live {
     pub(super) pool: PoolId,
     pub(super) generation: Generation,
     pub(super) phase: Phase,
+    /// Whether it was running when it ended.
+    pub(super) was_up: bool,
     /// The pidfd of its first process, until it was waited for.
     pub(super) process: Option<Watched>,
     /// Pid of its first process, for people.
@@ -132,6 +134,7 @@ impl Live {
             pool: known.pool,
             generation: known.generation,
             phase: Phase::Starting,
+            was_up: false,
             process: None,
             init_pid,
             birth,

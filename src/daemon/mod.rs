@@ -5,8 +5,10 @@
 //! (what others ask).
 
 mod adopt;
+mod audit;
 mod bind;
 mod birth;
+mod chores;
 mod clock;
 mod control;
 mod doctor;
@@ -17,6 +19,9 @@ mod events;
 mod exit;
 mod fd_store;
 mod hold;
+mod holds;
+mod images;
+mod jobs;
 mod launch;
 mod limit_watch;
 mod live;
@@ -31,8 +36,10 @@ mod persist;
 mod pool;
 mod probe;
 mod probe_socket;
+mod pulls;
 mod ready_file;
 mod recover;
+pub mod recovery;
 mod reload;
 mod reports;
 mod session;
@@ -43,11 +50,13 @@ mod state;
 mod terminal;
 mod timers;
 mod upgrade;
+mod volumes;
 mod watchdog;
 
 use std::io;
 use std::path::PathBuf;
 
+pub use chores::help;
 pub use control::ControlError;
 pub use log::LogError;
 pub use pool::PoolError;
@@ -55,12 +64,15 @@ pub use upgrade::Handover;
 
 use crate::host::cgroup::CgroupError;
 use crate::host::container;
+use crate::host::image_store::StoreError;
 use crate::host::init_image::ImageError;
 use crate::host::ledger::LedgerError;
+use crate::host::logfile::LogFileError;
 use crate::host::mounts::MountError;
 use crate::host::state_file::StateFileError;
+use crate::host::volume::VolumeError;
 use crate::protocol::control::{Check, StatusReply, WorkerInfo};
-use crate::spec::{Config, InstanceName, PoolName};
+use crate::spec::{Config, PoolName};
 
 /// What the command line decides about a daemon beside its configuration.
 #[derive(Debug, Default)]
@@ -145,15 +157,24 @@ pub enum Error {
     /// Where inits write down how their workers ended.
     #[error("prepare the exit ledger")]
     Ledger(#[from] LedgerError),
+    /// The images.
+    #[error("prepare the store of images")]
+    Images(#[from] StoreError),
     /// What outlives the daemon.
     #[error("read the state of an earlier daemon")]
     State(#[from] StateFileError),
+    /// Volumes.
+    #[error("open volumes")]
+    Volumes(#[from] VolumeError),
     /// What all workers have of `/dev`.
     #[error("make a /dev/null for workers")]
     Null(#[from] MountError),
     /// The init's program.
     #[error("prepare the workers' init")]
     Init(#[from] ImageError),
+    /// The audit log.
+    #[error("begin the audit log")]
+    Audit(#[from] LogFileError),
     /// The log.
     #[error("begin the log")]
     Log(#[from] LogError),
@@ -214,8 +235,8 @@ pub fn hold_cgroup() -> Result<(), Error> {
     hold::hold()
 }
 
-/// What the host has of what halsup needs.
+/// What the host has of what halsup needs, and what can be seen of a daemon that does not run.
 #[must_use]
-pub fn doctor() -> Vec<Check> {
-    doctor::checks(&InstanceName::default())
+pub fn doctor(config: &Config) -> Vec<Check> {
+    doctor::without_daemon(config)
 }

@@ -190,6 +190,9 @@ pub struct BirthRecord {
     pub(super) port: Option<u16>,
     pub(super) work_name: String,
     pub(super) trees: Vec<(Place, String)>,
+    /// Digest of the image that is its root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) image: Option<String>,
     /// Wall clock, in milliseconds since 1970.
     pub(super) started_msec: u64,
     /// What it listens on, in the order in which it was handed in.

@@ -113,6 +113,7 @@ impl Daemon {
         let mut happening = Happening::new(EventKind::Death, format!("{name} ended: {cause}{what}"));
         (happening.worker, happening.generation, happening.cause) = (Some(worker), Some(generation), Some(cause));
         happening.asked_by.clone_from(&certificate.asked_by);
+        self.audit_end(&certificate);
         self.last_exit.insert(worker, cause);
         if self.certificates.len() >= CERTIFICATES_MAX {
             self.certificates.pop_front();

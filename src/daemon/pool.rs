@@ -16,11 +16,12 @@ use rustix::process::{Resource, getrlimit};
 use super::session_files::{POOL, SESSIONS};
 use crate::host::cgroup::{CgroupError, CgroupRoot, PoolCgroup};
 use crate::host::identity::{IdentityError, host_user};
+use crate::host::image_store;
 use crate::host::mounts::{MountError, TemplateSpec, build_template, carried_bind};
 use crate::host::port;
 use crate::host::seccomp::{Filter, PROFILE_BYTES_MAX, SeccompError};
 use crate::host::workdir::{LinkEntry, WorkDirError, expand_links};
-use crate::spec::{Config, DaemonSpec, Identity, Listen, Net, PoolId, PoolSpec, Root, Seccomp};
+use crate::spec::{Config, DaemonSpec, Identity, ImageName, Listen, Net, PoolId, PoolSpec, Root, Seccomp};
 
 /// A pool cannot be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum PoolError {
     /// Its root.
     #[error("build its root")]
     Mount(#[from] MountError),
+    /// The images.
+    #[error("look its image up")]
+    Images(#[from] image_store::StoreError),
     /// Its user.
     #[error("find its user")]
     Identity(#[from] IdentityError),
@@ -88,6 +92,10 @@ pub(super) struct Prepared {
     pub(super) template: Rc<OwnedFd>,
     /// For a root that is a directory: that directory, to be id-mapped.
     pub(super) lower: Option<OwnedFd>,
+    /// Digest of the image that is its root.
+    pub(super) image: Option<String>,
+    /// What keeps its workers from being started, as a sentence: the image that is not there.
+    pub(super) lacks: Option<String>,
     /// Mounts that an overlay's template carries into the root: from, to.
     pub(super) carry: Vec<(CString, CString)>,
     /// System call filter, eight bytes an instruction; empty is none.
@@ -182,14 +190,17 @@ pub(super) fn prepare(
         Net::Path(path) => Some(Rc::new(open_file("open network namespace", path, OFlags::RDONLY)?)),
         Net::Parent | Net::Own => None,
     };
-    let lower = match (&spec.root, &spec.identity) {
+    let Resolved { root, image, lacks } = resolve(&spec.root, daemon)?;
+    let lower = match (&root, &spec.identity) {
         (Root::Directory(path), Identity::Mapped) => {
             Some(open_file("open root directory", path, OFlags::PATH | OFlags::DIRECTORY)?)
         }
-        (Root::Directory(_) | Root::Host, _) => None,
+        (Root::Directory(_) | Root::Host | Root::Image(_), _) => None,
     };
     Ok(Prepared {
-        template: templates.get(TemplateSpec::new(&spec.root, &spec.binds, &hidden))?,
+        template: templates.get(TemplateSpec::new(&root, &spec.binds, &hidden, &volume_places(spec)))?,
+        image,
+        lacks,
         lower,
         carry: carried(spec)?,
         filter: filter(&spec.seccomp)?,
@@ -200,6 +211,39 @@ pub(super) fn prepare(
         host_ids,
         rlimits: rlimits(&spec.rlimits),
     })
+}
+
+/// Where its volumes appear inside.
+fn volume_places(spec: &PoolSpec) -> Vec<PathBuf> {
+    spec.volumes.iter().map(|volume| volume.target.clone()).collect()
+}
+
+/// What a root is, once images are looked up.
+struct Resolved {
+    root: Root,
+    image: Option<String>,
+    lacks: Option<String>,
+}
+
+/// Looks an image up. One that is not there is no reason not to run: it can only be imported while a daemon does.
+fn resolve(root: &Root, daemon: &DaemonSpec) -> Result<Resolved, PoolError> {
+    let Root::Image(name) = root else { return Ok(Resolved { root: root.clone(), image: None, lacks: None }) };
+    Ok(match image_store::resolve(&daemon.state_dir, name.as_str())? {
+        Some((image, path)) => Resolved { root: Root::Directory(path), image: Some(image.digest), lacks: None },
+        None => Resolved { root: Root::Host, image: None, lacks: Some(image_missing(name)) },
+    })
+}
+
+/// What is said of an image that is not there.
+fn image_missing(name: &ImageName) -> String {
+    format!(
+        "image '{name}' not found: pull it by `halsup image pull {name}`, or import an archive of it by `halsup image import FILE --name {name}`"
+    )
+}
+
+/// Whether what a pool's root means is what it was prepared with.
+pub(super) fn has_current_root(pool: &Pool, daemon: &DaemonSpec) -> bool {
+    resolve(&pool.spec.root, daemon).is_ok_and(|now| now.image == pool.prepared.image)
 }
 
 fn open_file(operation: &'static str, path: &Path, flags: OFlags) -> Result<OwnedFd, PoolError> {

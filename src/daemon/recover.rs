@@ -130,7 +130,10 @@ struct Leftovers {
 impl Leftovers {
     fn find(dirs: &Directories, kept: &BTreeSet<(Place, String)>) -> Result<Self, Error> {
         let mut left = Self::default();
-        for (place, dir) in [(Place::Work, &dirs.work), (Place::Notify, &dirs.notify), (Place::Overlay, &dirs.overlay)]
+        let (work, notify, overlay) = (dirs.work.as_fd(), dirs.notify.as_fd(), dirs.overlay.as_fd());
+        let images = dirs.images.unfinished();
+        for (place, dir) in
+            [(Place::Work, work), (Place::Notify, notify), (Place::Overlay, overlay), (Place::Image, images)]
         {
             let entries = rustix::fs::Dir::read_from(dir);
             let entries =

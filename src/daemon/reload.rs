@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::adopt::Left;
 use super::birth::chain;
-use super::pool::{Pool, Templates, prepare};
+use super::pool::{Pool, Templates, has_current_root, prepare};
 use super::state::Daemon;
 use super::upgrade::Handover;
 use super::{Error, control::OWN_CALLS};
@@ -42,6 +42,10 @@ impl Daemon {
         let reply = self.change_to(config)?;
         self.persist.keep_config(&text);
         self.config_text = text;
+        let counts = [reply.added.len(), reply.changed.len(), reply.removed.len()].map(|count| count.to_string());
+        let [added, changed, removed] = &counts;
+        let fields = [("added", added.as_str()), ("changed", changed.as_str()), ("removed", removed.as_str())];
+        self.audit("config_reload", &path.display().to_string(), &fields);
         tracing::info!(target: "pool", added = reply.added.len(), changed = reply.changed.len(), removed = reply.removed.len(), "reloaded");
         Ok(reply)
     }
@@ -111,7 +115,7 @@ impl Daemon {
         let mut templates = Templates::default();
         for spec in wanted.values() {
             let running = self.names.get(&spec.name).and_then(|id| self.pools.get(id));
-            if running.is_some_and(|pool| pool.spec == *spec) {
+            if running.is_some_and(|pool| pool.spec == *spec && has_current_root(pool, daemon)) {
                 continue;
             }
             if running.is_some_and(|pool| pool.spec.service != spec.service) {
@@ -160,12 +164,32 @@ impl Daemon {
     fn redefine(&mut self, id: PoolId, change: Change) {
         let Some(pool) = self.pools.get_mut(&id) else { return };
         // What the engine alone decides by changes under running workers; everything else needs new ones.
-        let program_differs = PoolSpec { policy: change.spec.policy.clone(), ..pool.spec.clone() } != change.spec;
+        let program_differs = PoolSpec { policy: change.spec.policy.clone(), ..pool.spec.clone() } != change.spec
+            || pool.prepared.image != change.prepared.image;
         self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
         pool.prepared.unlink_sockets_but(&change.prepared.listeners);
         *pool = Pool { id, spec: change.spec, prepared: change.prepared };
         if program_differs {
             self.restart_changed(id);
+        }
+    }
+
+    /// Prepares a pool once more as it is configured, for what it names has changed, and restarts its workers.
+    pub(super) fn prepare_again(&mut self, id: PoolId) {
+        let (Some(pool), Some(cgroups)) = (self.pools.get_mut(&id), &self.cgroups) else { return };
+        match prepare(&pool.spec, &self.spec, cgroups, &mut Templates::default(), &pool.prepared.listeners) {
+            Ok(prepared) => {
+                pool.prepared.unlink_sockets_but(&prepared.listeners);
+                pool.prepared = prepared;
+                self.restart_changed(id);
+            }
+            Err(error) => {
+                tracing::error!(target: "pool", "prepare pool {}: {}", pool.spec.name, chain(&error));
+                if error.is_fatal() {
+                    // As in a reload: every path means another file now.
+                    std::process::abort();
+                }
+            }
         }
     }
 

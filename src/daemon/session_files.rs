@@ -24,7 +24,7 @@ use super::timers::Timer;
 use super::{Error, clock};
 use crate::engine::State;
 use crate::host::record_dir::{RecordDir, RecordError};
-use crate::spec::{DaemonSpec, Root, WorkerId, format_bytes, format_cpus};
+use crate::spec::{DaemonSpec, WorkerId, format_bytes, format_cpus};
 
 /// Where sessions are, below the home.
 pub(super) const SESSIONS: &str = "sessions";
@@ -221,13 +221,6 @@ fn told(name: &str, file: &impl Serialize) -> Option<Told> {
     Some(Told { name: format!("{name}{SUFFIX}"), content })
 }
 
-fn root_text(root: &Root) -> String {
-    match root {
-        Root::Host => "host".to_owned(),
-        Root::Directory(path) => path.display().to_string(),
-    }
-}
-
 /// Twelve digits, as scripts expect them: the generation, which no other worker of this daemon has or will have.
 fn id_text(live: &Live) -> String {
     format!("{:012x}", live.generation.0)
@@ -363,7 +356,7 @@ impl Daemon {
         let name = pool.worker_name(worker.slot);
         let file = SessionFile {
             name: &session.name,
-            image: root_text(&pool.spec.root),
+            image: pool.spec.root.to_string().trim_start_matches("image:").to_owned(),
             parent: self.spec.instance.as_str(),
             project_dir: session.project.as_deref(),
             created_at: clock::rfc3339(clock::from_msec(session.created_msec)),

@@ -88,6 +88,7 @@ impl Daemon {
     /// Has every worker end.
     pub(super) fn begin_shutdown(&mut self, timeout: Duration) {
         self.state = DaemonState::Stopping;
+        self.break_holds("the daemon ends");
         self.manager.stopping();
         self.catch_up_with_manager();
         // Whoever starts the daemon anew after it was killed in the middle of this wants everything to run again.
@@ -104,8 +105,20 @@ impl Daemon {
         let mut inits: Option<BTreeMap<i32, WorkerId>> = None;
         for _ in 0..CHILDREN_A_TURN {
             let Ok(Some(pid)) = peek_ended() else { return };
+            if let Some(import) = self.import_of(pid) {
+                self.on_import_end(import);
+                continue;
+            }
+            if let Some(pull) = self.pull_of(pid) {
+                self.on_pull_end(pull);
+                continue;
+            }
             if self.is_trial(pid) {
                 self.on_trial();
+                continue;
+            }
+            if let Some(number) = self.job_of(pid) {
+                self.on_job(number);
                 continue;
             }
             let inits = inits.get_or_insert_with(|| {

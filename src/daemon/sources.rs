@@ -38,12 +38,20 @@ pub(super) enum Source {
     Probe(u32),
     /// Some worker has run into a limit.
     Limits,
+    /// A helper ended, by its job's number.
+    Job(u64),
     /// The trial of an upgrade ended.
     Trial,
     /// Somebody touched the daemon's own files.
     OwnFiles,
     /// A file appeared in some worker's directory.
     Files,
+    /// The reader of an archive reports, by the number of the import.
+    Import(u64),
+    /// The reader of an archive has ended.
+    ImportEnd(u64),
+    /// The pull of an image has ended, by its number.
+    PullEnd(u64),
 }
 
 #[derive(Debug)]

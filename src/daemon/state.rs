@@ -9,9 +9,13 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::RunOptions;
+use super::audit::Audit;
 use super::control::Control;
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::holds::Holds;
+use super::images::Images;
+use super::jobs::Jobs;
 use super::limit_watch::LimitWatch;
 use super::live::{Evidence, Live};
 use super::log::LogHandle;
@@ -20,6 +24,7 @@ use super::own_files::OwnFiles;
 use super::persist::Persist;
 use super::pool::Pool;
 use super::probe::Probes;
+use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::session::Sessions;
 use super::session_files::SessionFiles;
@@ -35,6 +40,7 @@ use crate::host::identity::IdPool;
 use crate::host::ledger::Ledger;
 use crate::host::logfile::LogFile;
 use crate::host::spawn::Stack;
+use crate::host::volume::Store;
 use crate::protocol::control::{Cause, DaemonState, DeathCertificate, StartFailure};
 use crate::spec::{DaemonSpec, Generation, PoolId, PoolName, WorkerId};
 
@@ -49,6 +55,8 @@ pub(super) struct Shared {
     pub(super) notify_dirs: OwnedFd,
     /// `<state_dir>/overlay`, mode 0700: upper layers of workers whose root is a directory.
     pub(super) overlay_dirs: OwnedFd,
+    /// `<state_dir>/volumes`.
+    pub(super) volumes: Store,
     /// `<state_dir>/logs/workers`.
     pub(super) log_dir: OwnedFd,
     /// A `/dev/null` of the workers' own, read-write.
@@ -77,6 +85,8 @@ pub(super) enum Place {
     Notify,
     /// `Shared::overlay_dirs`.
     Overlay,
+    /// What is unfinished or unwanted in the store of images.
+    Image,
 }
 
 /// Something that is free for another worker once nothing is left that belongs to it.
@@ -100,6 +110,8 @@ pub(super) struct Chore {
     /// How often the host had no room to remove it.
     pub(super) tries: u32,
     pub(super) trees: Vec<(Place, String)>,
+    /// Digest of the image that was its root, which stays until the worker is gone.
+    pub(super) image: Option<String>,
     pub(super) frees: Option<Freed>,
     pub(super) ledger_at: Option<u64>,
 }
@@ -156,6 +168,8 @@ pub(super) struct Daemon {
     pub(super) chores: VecDeque<Chore>,
     /// Those that the host had no room for a moment ago.
     pub(super) late_chores: VecDeque<Chore>,
+    pub(super) images: Images,
+    pub(super) pulls: Pulls,
     pub(super) events: EventLog,
     pub(super) control: Control,
     pub(super) log: LogHandle,
@@ -168,6 +182,12 @@ pub(super) struct Daemon {
     /// What it keeps for the next daemon.
     pub(super) fd_store: FdStore,
     pub(super) watchdog: Watchdog,
+    /// Who did what.
+    pub(super) audit: Audit,
+    /// Workers that stand still for somebody.
+    pub(super) holds: Holds,
+    /// Helpers under way.
+    pub(super) jobs: Jobs,
     /// When the holder of a port was last searched for.
     pub(super) holder_search: Option<Time>,
     /// Whether orphans are given to this process.

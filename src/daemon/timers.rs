@@ -32,6 +32,10 @@ pub(super) enum Timer {
     Notify,
     /// Look at an upgrade again, or end its trial.
     Upgrade,
+    /// An archive has had its time, by the number of its import.
+    Import(u64),
+    /// The pull of an image has had its time.
+    Pull(u64),
     /// Write down what could not be written.
     WriteState,
     /// Write files that tell of workers and sessions.
@@ -42,6 +46,10 @@ pub(super) enum Timer {
     LookAtExit(WorkerId, Generation),
     /// Send it the descriptors that it did not take.
     FdStore,
+    /// A job has had its time, by its number.
+    Job(u64),
+    /// Look at a hold of volumes, by its client's number.
+    Hold(u64),
     /// Accept connections again after descriptors ran out.
     ResumeAccept,
 }

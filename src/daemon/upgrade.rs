@@ -235,6 +235,7 @@ impl Daemon {
         if self.upgrade.is_some() || self.handover.is_some() {
             return Err("an upgrade is under way".to_owned());
         }
+        self.break_holds("the daemon is upgraded");
         if self.config_path.is_none() {
             return Err("there is no configuration file: pools came from the command line".to_owned());
         }
@@ -399,6 +400,9 @@ impl Daemon {
     fn hand_over(&mut self) -> Result<(), HandoverError> {
         let failed = |operation| move |source| HandoverError::Step { operation, source };
         let Some(asked) = self.upgrade.as_ref().map(|upgrade| upgrade.asked) else { return Ok(()) };
+        // A reader would be a child that the new program knows nothing of.
+        self.end_pulls();
+        self.end_imports("the daemon is being upgraded: import it again");
         self.dismiss_clients(asked);
         self.write_down();
         for log in self.logs.values_mut() {

@@ -1,6 +1,7 @@
 //! Programs that the daemon runs beside itself and that report like any other child: by their exit and what they print.
 //!
-//! Nothing of a worker is started here. A helper gets no input; what it prints is read when it has ended, and bounded.
+//! Nothing of a worker is started here. A helper gets no input but what is sent to it; what it prints is read when it has
+//! ended, and bounded.
 
 #![expect(clippy::disallowed_types, reason = "the one place that runs helpers")]
 
@@ -40,18 +41,57 @@ impl Helper {
     /// # Errors
     /// When it cannot be executed.
     pub fn run(program: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> io::Result<Self> {
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).envs(variables.iter().copied());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: std::process::Command) -> io::Result<Self> {
         let (stdout, their_stdout) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let (stderr, their_stderr) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let mut child = std::process::Command::new(program)
-            .args(arguments)
-            .envs(variables.iter().copied())
-            .stdin(std::process::Stdio::null())
-            .stdout(their_stdout)
-            .stderr(their_stderr)
-            .spawn()?;
+        let mut child = command.stdin(std::process::Stdio::null()).stdout(their_stdout).stderr(their_stderr).spawn()?;
         // Not waited for yet, so the pid is still this child's.
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self { pidfd, stdout, stderr }),
+            Err(errno) => {
+                child.kill()?;
+                child.wait()?;
+                Err(errno.into())
+            }
+        }
+    }
+
+    /// As [`Helper::run`], with nothing of this process's own environment.
+    ///
+    /// # Errors
+    /// When it cannot be executed.
+    pub fn run_with_only(program: &Path, arguments: &[&str], variables: &[(String, String)]) -> io::Result<Self> {
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).env_clear().envs(variables.iter().cloned());
+        Self::spawn(command)
+    }
+
+    /// Runs this program with one argument, an empty environment and one end of a new socket of packets as its standard
+    /// input; gives the other end, which does not block.
+    ///
+    /// # Errors
+    /// When it cannot be executed.
+    pub fn run_self(verb: &str) -> io::Result<(Self, OwnedFd)> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::fs::fcntl_setfl(&ours, rustix::fs::OFlags::NONBLOCK)?;
+        let (stdout, _nobody) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let (stderr, their_stderr) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let mut child = std::process::Command::new("/proc/self/exe")
+            .arg(verb)
+            .env_clear()
+            .current_dir("/")
+            .stdin(theirs)
+            .stdout(std::process::Stdio::null())
+            .stderr(their_stderr)
+            .spawn()?;
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(pidfd) => Ok((Self { pidfd, stdout, stderr }, ours)),
             Err(errno) => {
                 child.kill()?;
                 child.wait()?;

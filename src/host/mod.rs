@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod handover;
 pub mod helper;
 pub mod identity;
+pub mod image_store;
 pub mod init_image;
 pub mod init_orders;
 pub mod kernel;
@@ -24,6 +25,7 @@ pub mod record_dir;
 pub mod seccomp;
 pub mod spawn;
 pub mod state_file;
+pub mod volume;
 pub mod workdir;
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! joins the result, copies it and adds what is each worker's own (`/proc`, `/tmp`, its directory). Nothing here is ever
 //! attached to the host's own mount namespace.
 
+mod places;
+
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -50,6 +52,18 @@ pub enum MountError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// A directory cannot be added to the view of the host.
+    #[error(
+        "make room for {place}: {at} has more than {most} entries; make the directory on the host: mkdir -p {place}"
+    )]
+    Crowded {
+        /// What was to be there.
+        place: String,
+        /// The deepest directory on the way that exists.
+        at: String,
+        /// As many would still do.
+        most: usize,
+    },
     /// The daemon could not leave the namespace that it built in.
     #[error("return to the daemon's own mount namespace")]
     Return {
@@ -82,18 +96,23 @@ pub struct TemplateSpec {
     pub binds: Vec<(PathBuf, PathBuf, bool)>,
     /// Host directories that no worker may see: the daemon's own.
     pub hidden: Vec<PathBuf>,
+    /// Directories that have to be there for what each worker mounts by itself. Only a view of the host needs them made
+    /// here: it is read-only.
+    pub places: Vec<PathBuf>,
 }
 
 impl TemplateSpec {
     /// Of a pool's specification.
     #[must_use]
-    pub fn new(root: &Root, binds: &[Bind], hidden: &[PathBuf]) -> Self {
+    pub fn new(root: &Root, binds: &[Bind], hidden: &[PathBuf], places: &[PathBuf]) -> Self {
         let directory = match root {
-            Root::Host => None,
+            // An image is resolved to a directory before.
+            Root::Host | Root::Image(_) => None,
             Root::Directory(path) => Some(path.clone()),
         };
         let binds = binds.iter().map(|b| (b.source.clone(), b.target.clone(), b.writable)).collect();
-        Self { directory, binds, hidden: hidden.to_vec() }
+        let places = if directory.is_none() { places.to_vec() } else { Vec::new() };
+        Self { directory, binds, hidden: hidden.to_vec(), places }
     }
 }
 
@@ -198,6 +217,9 @@ fn host_view(spec: &TemplateSpec, binds: &[BindTree<'_>], resolv_conf: Option<&(
         }
         attach(&bind.tree, &bind.target.to_string_lossy())?;
     }
+    for place in &spec.places {
+        places::make(place)?;
+    }
     for place in ["/run", "/dev"] {
         let mount = open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(step("open", place))?;
         set_attributes(mount.as_fd(), ATTR_RDONLY, false, "make read-only", place)?;
@@ -254,8 +276,11 @@ pub fn carried_bind(number: usize) -> String {
     format!("/carry/bind-{number}")
 }
 
-/// Makes a detached mount the root of this namespace and lets go of the old one.
-fn enter_root(tree: &OwnedFd) -> Result<()> {
+/// Makes a detached mount the root of this process's mount namespace and lets go of the old one.
+///
+/// # Errors
+/// [`MountError::Step`].
+pub fn enter_root(tree: &OwnedFd) -> Result<()> {
     attach(tree, "/")?;
     rustix::process::fchdir(tree).map_err(step("enter", "the new root"))?;
     rustix::process::pivot_root(".", ".").map_err(step("pivot to", "the new root"))?;

@@ -14,7 +14,8 @@ use crate::sys::spawn::Stage;
 
 pub use crate::sys::process::{Status, Waited};
 pub use crate::sys::spawn::{
-    Birth, Gone, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stack, WORK_TARGET,
+    Birth, EXTRA_MOUNTS_MAX, ExtraMount, Gone, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stack,
+    WORK_TARGET,
 };
 
 /// A worker could not be started.
@@ -208,6 +209,7 @@ const fn sentence(stage: Stage) -> &'static str {
         Stage::MountTmp => "mount its /tmp",
         Stage::MountShm => "mount its /dev/shm",
         Stage::MountPts => "mount its /dev/pts",
+        Stage::AttachExtra => "mount its volumes",
         Stage::PivotRoot => "pivot to its root",
         Stage::Hostname => "set its host name",
         Stage::Keyring => "make its session keyring",

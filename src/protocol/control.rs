@@ -7,9 +7,11 @@
 mod certificate;
 mod claim;
 mod error;
+mod image;
 mod reply;
 mod request;
 mod target;
+mod volume;
 mod worker;
 
 #[cfg(test)]
@@ -20,6 +22,9 @@ pub use claim::{
     CLAIM_ITEMS_MAX, ClaimReply, ClaimRequest, Claimed, ClaimsInfo, PauseRequest, PoolRequest, is_session_name,
 };
 pub use error::{Error, Failure as CallFailure};
+pub use image::{
+    ImageImportReply, ImageImportRequest, ImageInfo, ImageInspectReply, ImageListReply, ImageRemoveReply, ImageRequest,
+};
 pub use reply::{
     AttachReply, CertificatesReply, ChangeReply, Check, ConfigReply, DoctorReply, Empty, Event, EventKind, EventsReply,
     Failure, InspectReply, ListReply, LogEntry, LogsReply, ReloadReply, SessionInfo, SessionsReply, SetLogReply,
@@ -31,6 +36,10 @@ pub use request::{
     ShutdownRequest, StatsRequest, TargetRequest, UpgradeRequest, WatchRequest,
 };
 pub use target::{Target, TargetError};
+pub use volume::{
+    CreateVolumeReply, HoldVolumesReply, HoldVolumesRequest, ListVolumesReply, ListVolumesRequest, VolumeInfo,
+    VolumeRequest,
+};
 pub use worker::{
     Controllers, DaemonState, Inspection, LimitInfo, Occupancy, PoolInfo, StateCounts, StatusReply, WorkerInfo,
     WorkerState,

@@ -4,6 +4,7 @@
 //! error says what was expected. `daemon` and `cli` own the sockets and call in here; this module may use `spec` alone.
 
 pub mod attach;
+pub mod audit;
 pub mod channel;
 pub mod control;
 pub mod escape;

@@ -5,6 +5,7 @@
 mod account;
 mod config;
 mod cpuset;
+mod image;
 mod names;
 mod policy;
 mod pool;
@@ -17,11 +18,12 @@ pub use config::{
     CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, ConfigError, ConfigErrors, LOG_CATEGORIES, PoolOverrides, check_pools,
     parse_bind, parse_config, pool_from_command, reference,
 };
-pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, WorkerId};
+pub use image::{IMAGE_NAME_BYTES_MAX, ImageConfig, ImageName, ImageNameError, is_image_digest};
+pub use names::{Generation, InstanceName, NAME_BYTES_MAX, NameError, PoolId, PoolName, VolumeName, WorkerId};
 pub use policy::{ClaimPolicy, Heartbeat, HeartbeatSource, PoolPolicy, Restart, Size, Startup, Stop};
 pub use pool::{
-    Bind, Config, Cpuset, DaemonSpec, Grantee, Identity, Limit, Limits, LimitsMode, Listen, LogFormat, LogSpec, Net,
-    OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp,
+    Bind, Config, Cpuset, DaemonSpec, Grantee, Identity, ImagePull, Limit, Limits, LimitsMode, Listen, LogFormat,
+    LogSpec, Net, OnSupervisorDeath, PoolSpec, Probe, Ready, Role, RoleGrant, Root, Seccomp, VOLUMES_MAX, VolumeMount,
 };
 pub use scalar::{
     ScalarError, format_bytes, format_cpus, format_duration, is_unlimited, parse_bytes, parse_cpus, parse_duration,

@@ -111,6 +111,38 @@ impl fmt::Debug for InstanceName {
     }
 }
 
+/// The name of a volume. Same grammar as a pool's name; it is also the name of a directory.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeName(Arc<str>);
+
+impl VolumeName {
+    /// Checks `name` against the grammar.
+    ///
+    /// # Errors
+    /// [`NameError`] says what was expected.
+    pub fn parse(name: &str) -> Result<Self, NameError> {
+        check(name).map(|()| Self(Arc::from(name)))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
 /// A pool as the running program counts it; never reused within one daemon's life, so late news cannot meet a namesake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId(pub u32);

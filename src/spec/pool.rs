@@ -1,11 +1,12 @@
 //! What one pool or service is, whole: the engine's policy, and all that `host` needs to make a worker.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{InstanceName, PoolName, PoolPolicy};
+use super::{ImageName, InstanceName, PoolName, PoolPolicy, VolumeName};
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,36 @@ pub struct DaemonSpec {
     pub roles: Vec<RoleGrant>,
     /// One deadline for stopping everything at shutdown.
     pub shutdown_timeout: Duration,
+    /// Images that may be roots; empty is all.
+    pub image_allow: Vec<ImageName>,
+    /// What is done at the start about images that pools name and that are not there.
+    pub image_pull: ImagePull,
+}
+
+/// What is done at a daemon's start about images that are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImagePull {
+    /// They are pulled before the daemon is ready.
+    First,
+    /// They are pulled in the background.
+    Lazily,
+    /// Nothing.
+    Never,
+}
+
+impl DaemonSpec {
+    /// Whether an image may be a root.
+    ///
+    /// # Errors
+    /// It is not in the list; the sentence has the list.
+    pub fn check_image(&self, image: &ImageName) -> Result<(), String> {
+        if self.image_allow.is_empty() || self.image_allow.contains(image) {
+            return Ok(());
+        }
+        let allowed: Vec<&str> = self.image_allow.iter().map(ImageName::as_str).collect();
+        let allowed = allowed.join(", ");
+        Err(format!("Security violation: image '{image}' not in allowlist; `image_allow` has {allowed}"))
+    }
 }
 
 /// Whether defaults that cannot be enforced are errors.
@@ -120,6 +151,8 @@ pub struct PoolSpec {
     pub link: Vec<String>,
     /// Host directories that appear inside at the same or another path.
     pub binds: Vec<Bind>,
+    /// Named volumes that appear inside, at most [`VOLUMES_MAX`].
+    pub volumes: Vec<VolumeMount>,
     /// Resource limits.
     pub limits: Limits,
     /// RLIMIT_* by lower-case name without the prefix (`nofile`), soft = hard.
@@ -147,6 +180,30 @@ pub enum Root {
     Host,
     /// A writable overlay on this directory.
     Directory(PathBuf),
+    /// A writable overlay on the files of an imported image.
+    Image(ImageName),
+}
+
+/// As the configuration writes it.
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Image(name) => write!(f, "image:{name}"),
+        }
+    }
+}
+
+/// As the configuration writes it.
+impl fmt::Display for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parent => f.write_str("parent"),
+            Self::Own => f.write_str("own"),
+            Self::Path(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// Which network namespace a worker is in.
@@ -179,6 +236,20 @@ pub struct Bind {
     /// Absolute path on the host.
     pub source: PathBuf,
     /// Absolute path inside.
+    pub target: PathBuf,
+    /// Whether it can be written inside.
+    pub writable: bool,
+}
+
+/// How many volumes a pool may have.
+pub const VOLUMES_MAX: usize = 8;
+
+/// A named volume inside a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeMount {
+    /// Which.
+    pub name: VolumeName,
+    /// Absolute path inside; made where it is missing.
     pub target: PathBuf,
     /// Whether it can be written inside.
     pub writable: bool,

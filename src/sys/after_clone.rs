@@ -79,6 +79,8 @@ fn steps(plan: &Plan, numbers: &Numbers, progress: &Progress) -> Result<Never, E
         loopback_up()?;
     }
     mounts(plan, progress, &trees)?;
+    at(progress, Stage::AttachExtra);
+    extra_mounts(plan, &numbers.extra)?;
     become_worker(plan, numbers, progress)?;
     at(progress, Stage::Descriptors);
     for (to, from) in numbers.passed.into_iter().enumerate().take_while(|(_, from)| *from >= 0) {
@@ -148,6 +150,28 @@ fn mounts(plan: &Plan, progress: &Progress, trees: &Trees) -> Result<(), Errno> 
         MS_NOSUID | MS_NOEXEC,
         c"newinstance,ptmxmode=0666,mode=0620,max=64",
     )?;
+    Ok(())
+}
+
+/// Attaches what the daemon has prepared, and makes the directories that it appears on where the root can be written.
+fn extra_mounts(plan: &Plan, trees: &[i32]) -> Result<(), Errno> {
+    const CWD: i32 = -100;
+    if plan.extra.is_empty() {
+        return Ok(());
+    }
+    // The daemon's mask would keep the worker out of what is made here.
+    let mask = raw::umask(0o022)?;
+    for (mount, tree) in plan.extra.iter().zip(trees) {
+        for directory in &mount.directories {
+            match raw::mkdir(directory, 0o755) {
+                // EEXIST: it is there; EROFS: the template has it, or the mount below says that it does not.
+                Ok(_) | Err(Errno(17 | 30)) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        raw::move_mount(*tree, CWD, &mount.target)?;
+    }
+    raw::umask(mask)?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "this is the room that unsafe code lives in")]
 
 mod after_clone;
+pub mod confine;
 pub mod fallback;
 pub mod late_mount;
 pub mod mount;

@@ -26,6 +26,8 @@ pub const ATTR_RDONLY: u64 = 0x1;
 pub const ATTR_NOSUID: u64 = 0x2;
 /// Device nodes cannot be opened.
 pub const ATTR_NODEV: u64 = 0x4;
+/// Programs cannot be executed.
+pub const ATTR_NOEXEC: u64 = 0x8;
 /// Ids are mapped through a user namespace.
 pub const ATTR_IDMAP: u64 = 0x10_0000;
 

@@ -14,6 +14,9 @@ pub const SLOTTED_STACKS_MAX: usize = 10;
 /// What a child takes along of a large descriptor table lies below this number; there is room for what was open before.
 pub(super) const LOW_END: usize = PASSED_MAX + SLOTS * SLOTTED_STACKS_MAX + 56;
 
+/// Mounts of its own that a worker can be given, beside its root and its directories.
+pub const EXTRA_MOUNTS_MAX: usize = 8;
+
 /// Where a worker's own directory appears inside.
 pub const WORK_TARGET: &CStr = c"/run/worker/work";
 /// Where the directory with its notify socket appears inside.
@@ -39,6 +42,7 @@ pub enum Stage {
     MountTmp,
     MountShm,
     MountPts,
+    AttachExtra,
     PivotRoot,
     Hostname,
     Keyring,
@@ -56,7 +60,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub(super) const ALL: [Self; 29] = [
+    pub(super) const ALL: [Self; 30] = [
         Self::Started,
         Self::Session,
         Self::OpenWorkDir,
@@ -72,6 +76,7 @@ impl Stage {
         Self::MountTmp,
         Self::MountShm,
         Self::MountPts,
+        Self::AttachExtra,
         Self::PivotRoot,
         Self::Hostname,
         Self::Keyring,
@@ -100,6 +105,17 @@ pub struct Overlay {
     pub carry: Vec<(CString, CString)>,
 }
 
+/// A mount that is ready to be attached.
+#[derive(Debug)]
+pub struct ExtraMount {
+    /// The detached mount.
+    pub tree: OwnedFd,
+    /// Every directory above the target that may be missing, outermost first, and the target itself.
+    pub directories: Vec<CString>,
+    /// Where it appears inside.
+    pub target: CString,
+}
+
 /// All that the child needs, prepared before the clone and owned until the child has exec'd or is gone.
 #[derive(Debug)]
 pub struct Plan {
@@ -117,6 +133,8 @@ pub struct Plan {
     pub notify_dir: Option<OwnedFd>,
     /// For a root that is a directory.
     pub overlay: Option<Overlay>,
+    /// What else appears inside, at most [`EXTRA_MOUNTS_MAX`]; those beyond are not attached.
+    pub extra: Vec<ExtraMount>,
     /// The program of the init, a sealed memfd.
     pub init: Rc<OwnedFd>,
     /// UTS host name.
@@ -155,6 +173,7 @@ pub(super) struct Numbers {
     pub(super) stage: i32,
     pub(super) mapped_lower: i32,
     pub(super) init: i32,
+    pub(super) extra: [i32; EXTRA_MOUNTS_MAX],
     pub(super) passed: [i32; PASSED_MAX],
 }
 
@@ -167,6 +186,10 @@ impl Numbers {
         for (number, fd) in passed.iter_mut().zip(&plan.passed) {
             *number = fd.as_raw_fd();
         }
+        let mut extra = [-1; EXTRA_MOUNTS_MAX];
+        for (number, mount) in extra.iter_mut().zip(&plan.extra) {
+            *number = mount.tree.as_raw_fd();
+        }
         Self {
             template: plan.template.as_raw_fd(),
             net: shared(&plan.net),
@@ -176,6 +199,7 @@ impl Numbers {
             stage: own(plan.overlay.as_ref().map(|overlay| &overlay.stage)),
             mapped_lower: own(plan.overlay.as_ref().and_then(|overlay| overlay.mapped_lower.as_ref())),
             init: plan.init.as_raw_fd(),
+            extra,
             passed,
         }
     }
@@ -192,7 +216,7 @@ impl Numbers {
             &mut self.mapped_lower,
             &mut self.init,
         ];
-        single.into_iter().chain(&mut self.passed).filter(|number| **number >= 0)
+        single.into_iter().chain(&mut self.extra).chain(&mut self.passed).filter(|number| **number >= 0)
     }
 }
 

@@ -48,6 +48,7 @@ pub mod nr {
     pub const WAIT4: usize = 61;
     pub const KILL: usize = 62;
     pub const CHDIR: usize = 80;
+    pub const MKDIR: usize = 83;
     pub const FCHDIR: usize = 81;
     pub const UMASK: usize = 95;
     pub const GETPPID: usize = 110;
@@ -263,6 +264,16 @@ pub fn move_mount(from: i32, to: i32, path: &CStr) -> Result<usize> {
     let (empty, path) = (c"".as_ptr() as usize, path.as_ptr() as usize);
     // SAFETY: both paths end with NUL and the kernel only reads them.
     check(unsafe { syscall(nr::MOVE_MOUNT, fd_arg(from), empty, fd_arg(to), path, F_EMPTY_PATH, 0) })
+}
+
+/// mkdir(2).
+///
+/// # Errors
+/// What the kernel says.
+#[inline(always)]
+pub fn mkdir(path: &CStr, mode: usize) -> Result<usize> {
+    // SAFETY: the path ends with NUL and the kernel only reads it.
+    check(unsafe { syscall(nr::MKDIR, path.as_ptr() as usize, mode, 0, 0, 0, 0) })
 }
 
 /// sethostname(2).

@@ -13,7 +13,9 @@ use super::raw::flag::{
 };
 use super::raw::{self, CloneArgs, Errno};
 
-pub use super::plan::{NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stage, WORK_TARGET};
+pub use super::plan::{
+    EXTRA_MOUNTS_MAX, ExtraMount, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stage, WORK_TARGET,
+};
 
 /// A child between its clone and its exec or death. Holds what the child reads; dropping it without [`Birth::release`]
 /// leaks that memory, because the child may still be reading.

@@ -12,8 +12,19 @@ const RUNTIME: [&str; 5] = ["control.sock", "exits", "lock", "notify", "work"];
 /// What of it stays: an empty directory and a lock do no harm, and a lock that is removed is no lock.
 const RUNTIME_LEFT: [&str; 4] = ["exits", "lock", "notify", "work"];
 /// What is in its state directory, always.
-const STATE: [&str; 9] =
-    ["certificates", "certificates.1", "lock", "logs", "overlay", "pool", "quarantine", "sessions", "state"];
+const STATE: [&str; 11] = [
+    "certificates",
+    "certificates.1",
+    "images",
+    "lock",
+    "logs",
+    "overlay",
+    "pool",
+    "quarantine",
+    "sessions",
+    "state",
+    "volumes",
+];
 
 /// What is in a directory; nothing where it is not there.
 pub(crate) fn entries(dir: &Path) -> Vec<PathBuf> {
@@ -91,6 +102,9 @@ pub(crate) fn none(instance: &Instance, found: &mut Findings) {
     for dir in work_places(instance) {
         own_entries(instance, &dir).into_iter().for_each(|entry| left(entry.display().to_string()));
     }
+    // What is not finished is nobody's once the daemon has ended.
+    let unfinished = own_entries(instance, &instance.state_dir.join("images/tmp"));
+    unfinished.into_iter().for_each(|entry| left(entry.display().to_string()));
     for point in mounts(&instance.dir) {
         left(format!("mount on {}", point.display()));
     }
@@ -111,8 +125,16 @@ fn unknown_state(instance: &Instance, say: &mut impl FnMut(String)) {
             say(entry.display().to_string());
         }
     }
+    for entry in own_entries(instance, &instance.state_dir.join("volumes")) {
+        // What is not a volume yet or no longer begins with a dot.
+        if name(&entry).starts_with('.') {
+            say(entry.display().to_string());
+        }
+    }
     for entry in own_entries(instance, &instance.state_dir.join("logs")) {
-        if !["workers", "daemon.log"].contains(&name(&entry).as_str()) {
+        let file = name(&entry);
+        let audit = ["audit.log", "security.log"].iter().any(|log| file.starts_with(log));
+        if !audit && !["workers", "daemon.log"].contains(&file.as_str()) {
             say(entry.display().to_string());
         }
     }

@@ -127,3 +127,231 @@ fn cgroup_of(daemon: &Daemon, session: &str) -> PathBuf {
     let below = worker["cgroup"].as_str().expect("its cgroup").trim_start_matches('/').to_owned();
     cgroup_mount().expect("a cgroup mount").join(below)
 }
+
+/// A claim in a thread of its own; the worker's name, or what was said instead.
+fn claim(place: &crate::place::Place, arguments: &[&str]) -> Result<String, String> {
+    let output = place.cli(&[&["claim", "--json"], arguments, &["--", "sleep", "1000"]].concat());
+    match output.status {
+        0 => Ok(output.json()["worker"].as_str().expect("its worker").to_owned()),
+        1 => Err(output.stderr),
+        other => panic!("exit status {other}: {}", output.stderr),
+    }
+}
+
+#[test]
+fn of_two_hundred_claimers_none_gets_what_another_has() {
+    needs!(Root, CgroupTree);
+    let config = "[pool.work]\nmemory = 'max'\n[pool.work.claims]\nmin = 20\nmax = 20\nsessions = 60\n";
+    let mut daemon = Daemon::start(config);
+    warm(&mut daemon, 20);
+    let place = daemon.place();
+    let answers: Vec<Result<String, String>> = std::thread::scope(|scope| {
+        let claimers: Vec<_> = (0..20).map(|_| scope.spawn(|| (0..10).map(|_| claim(place, &[])).collect())).collect();
+        let answers = claimers.into_iter().map(|claimer| claimer.join().expect("a claimer"));
+        answers.collect::<Vec<Vec<_>>>().into_iter().flatten().collect()
+    });
+    let got: Vec<&String> = answers.iter().filter_map(|answer| answer.as_ref().ok()).collect();
+    let distinct: std::collections::BTreeSet<&&String> = got.iter().collect();
+    assert_eq!(distinct.len(), got.len(), "one worker has two holders");
+    assert!((20..=60).contains(&got.len()), "{} of 200 got one", got.len());
+    for refusal in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+        let truthful = refusal.contains("No warm workers available") || refusal.contains("60 workers are claimed");
+        assert!(truthful, "{refusal}");
+    }
+    assert_eq!(claims(&daemon)["busy"], got.len());
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[test]
+fn a_secret_is_in_no_environment_argument_log_state_or_other_worker() {
+    const CANARY: &str = "canary-7f3a9c";
+    needs!(Root, CgroupTree);
+    let (_dir, root) = projects();
+    std::fs::write(root.join("secret"), CANARY).expect("a secret");
+    let project = root.join("p");
+    std::fs::create_dir(&project).expect("a project");
+    let mut daemon = Daemon::start(&config(&root, ""));
+    warm(&mut daemon, 2);
+    let secret = format!("key={}", root.join("secret").display());
+    let path = project.display().to_string();
+    let script = "test $(cat /run/secrets/key) = canary-7f''3a9c && echo done > seen; sleep 1000";
+    let claimed =
+        daemon.cli(&["claim", "--project", &path, "--name", "one", "--secret", &secret, "--", "sh", "-c", script]);
+    assert_eq!(claimed.status, 0, "{}", claimed.stderr);
+    report(&mut daemon, &project.join("seen"));
+    // Another session sees neither the project nor the secret.
+    let other = root.join("other");
+    std::fs::create_dir(&other).expect("a project");
+    let script = format!("ls {path} /run/secrets > seen 2>&1; echo done >> seen; sleep 1000");
+    let claimed = daemon.cli(&["claim", "--project", &other.display().to_string(), "--", "sh", "-c", &script]);
+    assert_eq!(claimed.status, 0, "{}", claimed.stderr);
+    let said = report(&mut daemon, &other.join("seen"));
+    assert!(said.contains("No such file") && !said.contains("key"), "{said}");
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        for file in ["environ", "cmdline"] {
+            let bytes = std::fs::read(entry.path().join(file)).unwrap_or_default();
+            let has = bytes.windows(CANARY.len()).any(|window| window == CANARY.as_bytes());
+            assert!(!has, "{} of {}", file, entry.path().display());
+        }
+    }
+    let held = files_with(&daemon.path("."), CANARY.as_bytes());
+    assert_eq!(held, Vec::<PathBuf>::new());
+    assert!(!daemon.stderr().contains(CANARY));
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// Files below `dir` that hold `wanted`.
+fn files_with(dir: &Path, wanted: &[u8]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files_with(&path, wanted)),
+            Ok(kind) if kind.is_file() => {
+                let bytes = std::fs::read(&path).unwrap_or_default();
+                if bytes.windows(wanted.len()).any(|window| window == wanted) {
+                    found.push(path);
+                }
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn what_a_claim_may_not_have_is_refused_and_costs_no_worker() {
+    needs!(Root, CgroupTree);
+    let (_dir, root) = projects();
+    std::fs::create_dir(root.join("real")).expect("a project");
+    std::os::unix::fs::symlink("real", root.join("link")).expect("a link");
+    std::fs::write(root.join("file"), "").expect("a file");
+    let mut daemon = Daemon::start(&config(&root, ""));
+    warm(&mut daemon, 2);
+    let path = |name: &str| root.join(name).display().to_string();
+    let varlink = |parameters: Value| {
+        let mut peer = crate::peer::Peer::connect(&daemon);
+        assert!(peer.call("io.halsup.Control.Claim", &parameters));
+        peer.reply()
+    };
+    let refused = |parameters: Value, expected: &str| {
+        let answer = varlink(parameters.clone()).to_string();
+        assert!(answer.contains(expected), "{parameters}: {answer}");
+    };
+    let of = |more: Value| {
+        let mut parameters = serde_json::json!({ "pool": "work", "command": ["sleep", "1000"] });
+        parameters.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        parameters
+    };
+    refused(of(serde_json::json!({ "project": "/etc" })), "Security violation: path '/etc' not in allowed directories");
+    refused(of(serde_json::json!({ "project": format!("{}/../../etc", root.display()) })), "without");
+    refused(of(serde_json::json!({ "project": path("link") })), "leads through a symbolic link");
+    refused(of(serde_json::json!({ "project": path("file") })), "is no directory");
+    refused(of(serde_json::json!({ "project": path("real"), "project_target": "/proc/x" })), "/proc");
+    refused(
+        of(serde_json::json!({ "project": path("real"), "project_target": "/run/worker/work" })),
+        "the worker's own",
+    );
+    refused(of(serde_json::json!({ "env": ["LD_PRELOAD=/x"] })), "halsup's own");
+    refused(of(serde_json::json!({ "env": ["ANTHROPIC_API_KEY=x"] })), "SECURITY VIOLATION");
+    refused(of(serde_json::json!({ "secrets": ["../x=y"] })), "no name of a secret");
+    refused(of(serde_json::json!({ "session": "a b" })), "InvalidParameter");
+    refused(of(serde_json::json!({ "command": [] })), "InvalidParameter");
+    assert_eq!(claims(&daemon)["warm"], 2, "a refusal cost a worker");
+    // One that can only fail inside costs its worker, which is replaced.
+    let failed = daemon.cli(&["claim", "--project", &path("real"), "--", "/no/such/program"]);
+    assert_eq!(failed.status, 1);
+    assert!(failed.stderr.contains("/no/such/program"), "{}", failed.stderr);
+    daemon.wait_until("nothing claimed", |daemon| (claims(daemon)["busy"] == 0).then_some(()));
+    warm(&mut daemon, 2);
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// The sessions that there are, by name, and the pid of each one's program.
+fn sessions(daemon: &Daemon) -> std::collections::BTreeMap<String, i64> {
+    let listed = daemon.cli(&["ps", "--json"]).json();
+    let workers = listed["workers"].as_array().cloned().unwrap_or_default();
+    let held = workers.iter().filter(|worker| !worker["session"].is_null());
+    let named =
+        |worker: &Value| (worker["session"]["name"].as_str().expect("its name").to_owned(), worker["pid"].as_i64());
+    held.map(named).map(|(name, pid)| (name, pid.unwrap_or(0))).collect()
+}
+
+#[test]
+fn a_session_outlives_its_daemon_and_ends_with_its_program() {
+    needs!(Root, CgroupTree);
+    let (_dir, root) = projects();
+    let project = root.join("p");
+    std::fs::create_dir(&project).expect("a project");
+    let mut daemon = Daemon::start(&config(&root, "on_supervisor_death = 'forever'"));
+    warm(&mut daemon, 2);
+    let path = project.display().to_string();
+    let script = "while [ ! -e stop ]; do sleep 0.05; done; exit 7";
+    let claimed = daemon.cli(&["claim", "--project", &path, "--name", "kept", "--", "sh", "-c", script]);
+    assert_eq!(claimed.status, 0, "{}", claimed.stderr);
+    let before = sessions(&daemon);
+    crate::look::signal(i32::try_from(daemon.pid()).expect("a pid"), rustix::process::Signal::KILL);
+    daemon.start_again();
+    assert_eq!(sessions(&daemon), before);
+    warm(&mut daemon, 2);
+    assert_eq!(daemon.cli(&["claim", "--name", "kept"]).status, 1, "its name is taken");
+    std::fs::write(project.join("stop"), "").expect("tell it to end");
+    daemon.wait_until("the session's end", |daemon| sessions(daemon).is_empty().then_some(()));
+    let ended = daemon.cli(&["events", "-n", "1000", "--json"]).stdout;
+    assert!(ended.contains("exited 7"), "{ended}");
+    warm(&mut daemon, 2);
+    assert_eq!(daemon.cli(&["claim", "--name", "kept", "--", "sleep", "9"]).status, 0, "its name is free");
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// How often the daemon is killed while claims are made; HALSUP_TEST_CLAIM_KILLS for more.
+const KILLS: u64 = 6;
+
+#[test]
+fn a_daemon_that_is_killed_during_claims_keeps_those_that_were_answered_and_no_others() {
+    needs!(Root, CgroupTree);
+    let (_dir, root) = projects();
+    let project = root.join("p");
+    std::fs::create_dir(&project).expect("a project");
+    let kills = std::env::var("HALSUP_TEST_CLAIM_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let mut daemon = Daemon::start(&config(&root, "on_supervisor_death = 'forever'"));
+    let path = project.display().to_string();
+    for round in 0..kills {
+        warm(&mut daemon, 2);
+        let place = daemon.place();
+        let pid = i32::try_from(daemon.pid()).expect("a pid");
+        let answered: Vec<String> = std::thread::scope(|scope| {
+            let claimers: Vec<_> = (0..4)
+                .map(|claimer| {
+                    let path = &path;
+                    scope.spawn(move || {
+                        let name = format!("r{round}-{claimer}");
+                        let asked = ["claim", "--cold-ok", "--project", path, "--name", &name, "--", "sleep", "1000"];
+                        (place.cli(&asked).status == 0).then_some(name)
+                    })
+                })
+                .collect();
+            // Some way into the first claims: a different one in each round.
+            let pause = std::time::Duration::from_micros(1_500 * (round % 23));
+            let pause = rustix::event::Timespec::try_from(pause).expect("a pause");
+            rustix::event::poll(&mut [], Some(&pause)).expect("wait");
+            crate::look::signal(pid, rustix::process::Signal::KILL);
+            claimers.into_iter().filter_map(|claimer| claimer.join().expect("a claimer")).collect()
+        });
+        daemon.start_again();
+        let expected: std::collections::BTreeSet<String> = answered.into_iter().collect();
+        daemon.wait_until("the sessions that were answered", |daemon| {
+            let there: std::collections::BTreeSet<String> = sessions(daemon).into_keys().collect();
+            // One that was written down as answered and not heard any more is there too: nobody can know better.
+            let heard = expected.iter().all(|name| there.contains(name));
+            assert!(heard, "{expected:?} were answered, {there:?} are there");
+            let busy = claims(daemon)["busy"].as_u64();
+            (busy == Some(there.len() as u64)).then_some(())
+        });
+        for name in sessions(&daemon).into_keys() {
+            assert_eq!(daemon.cli(&["release", &name]).status, 0, "{name}");
+        }
+        daemon.wait_until("nothing claimed", |daemon| (claims(daemon)["busy"] == 0).then_some(()));
+    }
+    assert_eq!(daemon.stop(), 0);
+}

@@ -122,7 +122,7 @@ impl Place {
         bystander();
         let host = Host::look(&host::canaries(&dir.path().join("host")));
         let run = ["run", "run/work", "run/notify"];
-        let state = ["state", "state/overlay", "state/logs", "state/logs/workers"];
+        let state = ["state", "state/overlay", "state/volumes", "state/logs", "state/logs/workers"];
         let places = run.iter().chain(&state);
         let known = places.flat_map(|name| files::entries(&dir.path().join(name))).collect();
         let place = Self { dir, instance, host, known };

@@ -23,7 +23,7 @@ const FRAMES_A_TURN: u32 = 64;
 
 /// A client that looks at a terminal.
 #[derive(Debug)]
-pub(super) struct Attached {
+pub(in crate::daemon) struct Attached {
     pub(super) viewer: Viewer,
     frames: Decoder<FromViewer>,
     /// Whether it may type, once nobody else does.

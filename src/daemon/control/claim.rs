@@ -60,6 +60,7 @@ impl Daemon {
             let reason = format!("session {name} exists already: attach to it, or choose another name");
             return Error::Refused { reason }.into();
         }
+        self.audit_order(asked, "session_claim", name.as_str());
         self.record_order(asked, EventKind::Order, format!("claim a worker of {} for {name}", request.pool));
         let claim = Claim { waits: (asked.place, asked.number), name, wanted: Some(wanted), worker: None };
         self.control.claims.open.insert(call, claim);
@@ -178,6 +179,15 @@ impl Daemon {
             | Request::Shutdown(_)
             | Request::SetLog(_)
             | Request::Doctor(_)
+            | Request::ListVolumes(_)
+            | Request::CreateVolume(_)
+            | Request::RepairVolume(_)
+            | Request::HoldVolumes(_)
+            | Request::RemoveVolume(_)
+            | Request::ImageImport(_)
+            | Request::ImageList(_)
+            | Request::ImageInspect(_)
+            | Request::ImageRemove(_)
             | Request::GetConfig(_) => return false,
         };
         // One that does not exist is nobody's.
@@ -206,6 +216,7 @@ impl Daemon {
             return Error::Refused { reason }.into();
         }
         let what = if request.paused { "pause" } else { "resume" };
+        self.audit_order(asked, &format!("pool_{what}"), request.pool.as_str());
         self.record_order(asked, EventKind::Order, format!("{what} pool {}", request.pool));
         self.inputs.push(Input::Paused(pool, request.paused));
         Outcome::Reply(Reply::last(&Empty {}))
@@ -214,7 +225,7 @@ impl Daemon {
 
 /// What a claim wants, with everything opened that it names.
 fn wanted(request: &ClaimRequest, pool: &PoolSpec, owner: u32, trusted: bool, number: u64) -> Result<Wanted, String> {
-    let name = request.name.clone().unwrap_or_else(|| made_up_name(number));
+    let name = request.session.clone().unwrap_or_else(|| made_up_name(number));
     if !is_session_name(&name) {
         return Err(format!("{name:?} is no name of a session"));
     }

@@ -1,13 +1,15 @@
 //! One connection to the control socket: what it has said, what it waits for, what is on its way to it, and how long it
 //! may take. Never decides what a call means: `dispatch.rs` does.
 
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use mio::{Interest, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use super::attached::Attached;
 use super::follow::LogFollower;
@@ -36,7 +38,7 @@ const BUFFER_BYTES: usize = 16 << 10;
 
 /// What a client waits for. While it does, its next calls wait too: answers come in the order of the calls.
 #[derive(Debug, Default)]
-pub(super) enum Task {
+pub(in crate::daemon) enum Task {
     /// Nothing: its next call is taken.
     #[default]
     Idle,
@@ -54,6 +56,8 @@ pub(super) enum Task {
     Piped(Box<Piped>),
     /// The end of the daemon; with `more`, it was last told of so many workers.
     Shutdown(Option<u32>),
+    /// An image, by the number of its import; with `more`, it was last told of so many bytes.
+    Import(u64, Option<u64>),
 }
 
 /// What the socket had when it was last read.
@@ -93,6 +97,15 @@ pub(super) struct Client {
     /// When the earliest timer is set for.
     armed: Option<Time>,
     gone: bool,
+    /// What came with a message, for the call that takes it.
+    passed: Option<OwnedFd>,
+}
+
+/// What reading gave.
+enum Received {
+    Bytes(usize),
+    /// More descriptors than a message may have, or one before the last was taken.
+    TooMany,
 }
 
 impl Client {
@@ -115,6 +128,7 @@ impl Client {
             close_due: None,
             armed: None,
             gone: false,
+            passed: None,
         }
     }
 
@@ -142,7 +156,12 @@ impl Client {
     pub(super) fn takes_calls(&self) -> bool {
         let free = match self.task {
             Task::Idle | Task::Events(_) | Task::Logs(_) => true,
-            Task::Order | Task::Pieces(_) | Task::Attached(_) | Task::Piped(_) | Task::Shutdown(_) => false,
+            Task::Order
+            | Task::Pieces(_)
+            | Task::Attached(_)
+            | Task::Piped(_)
+            | Task::Shutdown(_)
+            | Task::Import(..) => false,
         };
         free && !self.gone && self.close_due.is_none() && self.output.is_empty()
     }
@@ -169,9 +188,13 @@ impl Client {
         let mut budget = READ_BYTES_MAX;
         // Calls that are not taken yet fill the decoder and then the socket, and hold back their sender.
         while self.input != Input::Ended && budget > 0 && self.has_room() {
-            self.input = match recv(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
-                Ok((0, _)) => Input::Ended,
-                Ok((count, _)) => {
+            self.input = match self.receive(&mut buffer) {
+                Ok(Received::TooMany) => {
+                    self.gone = true;
+                    return;
+                }
+                Ok(Received::Bytes(0)) => Input::Ended,
+                Ok(Received::Bytes(count)) => {
                     let read = buffer.get(..count).unwrap_or_default();
                     self.take_in(read);
                     budget = budget.saturating_sub(count);
@@ -196,9 +219,13 @@ impl Client {
         match &self.task {
             Task::Attached(attached) => attached.takes_more(),
             Task::Piped(piped) => piped.takes_more(),
-            Task::Idle | Task::Order | Task::Pieces(_) | Task::Events(_) | Task::Logs(_) | Task::Shutdown(_) => {
-                self.decoder.waiting_bytes() <= FRAME_BYTES_MAX
-            }
+            Task::Idle
+            | Task::Order
+            | Task::Pieces(_)
+            | Task::Events(_)
+            | Task::Logs(_)
+            | Task::Import(..)
+            | Task::Shutdown(_) => self.decoder.waiting_bytes() <= FRAME_BYTES_MAX,
         }
     }
 
@@ -206,7 +233,13 @@ impl Client {
         match &mut self.task {
             Task::Attached(attached) => attached.push(read),
             Task::Piped(piped) => piped.push(read),
-            Task::Idle | Task::Order | Task::Pieces(_) | Task::Events(_) | Task::Logs(_) | Task::Shutdown(_) => {
+            Task::Idle
+            | Task::Order
+            | Task::Pieces(_)
+            | Task::Events(_)
+            | Task::Logs(_)
+            | Task::Import(..)
+            | Task::Shutdown(_) => {
                 self.decoder.push(read);
             }
         }
@@ -252,6 +285,29 @@ impl Client {
         if !self.gone && self.close_due.is_none() {
             self.output.push(frame).unwrap_or_else(|Full| self.output.cut());
         }
+    }
+
+    /// Reads once. A descriptor that comes along waits for the call that takes it, one at a time: whoever sends more would
+    /// have the daemon hold them (HARDENING M3).
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(&self.socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+        let mut too_many = received.flags.contains(ReturnFlags::CTRUNC);
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                for fd in rights {
+                    too_many |= self.passed.replace(fd).is_some();
+                }
+            }
+        }
+        Ok(if too_many { Received::TooMany } else { Received::Bytes(received.bytes) })
+    }
+
+    /// Takes the descriptor that was passed with a call.
+    pub(super) fn take_passed(&mut self) -> Option<OwnedFd> {
+        self.passed.take()
     }
 
     fn has_hung_up(&self) -> bool {
@@ -328,7 +384,7 @@ impl Client {
                 self.task = Task::Idle;
                 return self.say_frame(ToViewer::Parted(Parting::DaemonLeaves).encode());
             }
-            Task::Idle | Task::Order | Task::Pieces(_) | Task::Shutdown(_) => return,
+            Task::Idle | Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => return,
         };
         self.task = Task::Idle;
         // Who has not read what was before it has no use for it.

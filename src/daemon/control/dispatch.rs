@@ -20,7 +20,7 @@ pub(super) const PIECE_EVENTS_MAX: usize = 256;
 
 /// What becomes of a call.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(in crate::daemon) enum Outcome {
     /// It is answered.
     Reply(Reply),
     /// Its client waits.
@@ -37,16 +37,16 @@ impl From<Error> for Outcome {
 
 /// Who asked, and how.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
-    pub(super) place: u32,
-    pub(super) number: u64,
-    pub(super) by: roles::Principal,
+pub(in crate::daemon) struct Asked {
+    pub(in crate::daemon) place: u32,
+    pub(in crate::daemon) number: u64,
+    pub(in crate::daemon) by: roles::Principal,
     /// More than one reply is welcome.
-    pub(super) more: bool,
+    pub(in crate::daemon) more: bool,
     /// The connection is for another protocol then.
-    pub(super) upgrade: bool,
+    pub(in crate::daemon) upgrade: bool,
     /// No reply is wanted.
-    pub(super) oneway: bool,
+    pub(in crate::daemon) oneway: bool,
 }
 
 impl Daemon {
@@ -97,13 +97,16 @@ impl Daemon {
         };
         let outcome = match Request::decode(call) {
             Ok(request) if !roles::allows(asked.by, self.control.own_uid, &request, &self.spec.roles) => {
-                self.control.complain(asked.by, &format!("permission denied: {}", request.method().1), self.now);
+                let method = request.method().1;
+                self.control.complain(asked.by, &format!("permission denied: {method}"), self.now);
+                self.audit_refusal((asked.by.uid, asked.by.pid), method, "role");
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
             Ok(request) if self.is_foreign(asked.by.uid, &request) => {
                 self.control.complain(asked.by, &format!("somebody else's session: {}", request.method().1), self.now);
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
+            Ok(Request::ImageImport(request)) => self.ordered_import(asked, request, client.take_passed()),
             Ok(request) => self.carry_out(asked, request),
             Err(error) => Outcome::Reply(error.to_reply()),
         };
@@ -160,14 +163,27 @@ impl Daemon {
             Request::Shutdown(request) => return self.ordered_shutdown(asked, &request),
             Request::SetLog(request) => match self.log.set(&request.filter) {
                 Ok(previous) => {
+                    self.audit_order(asked, "log_filter", &request.filter);
                     self.record_order(asked, EventKind::Daemon, format!("log filter set to {}", request.filter));
                     Reply::last(&SetLogReply { previous })
                 }
                 Err(reason) => Error::Refused { reason }.to_reply(),
             },
             Request::Doctor(_) => {
-                Reply::last(&DoctorReply { checks: super::super::doctor::checks(&self.spec.instance) })
+                let mut checks = super::super::doctor::checks(&self.spec);
+                checks.extend(self.troubles());
+                Reply::last(&DoctorReply { checks })
             }
+            Request::ListVolumes(request) => return self.list_volumes(asked, &request),
+            Request::CreateVolume(request) => return self.create_volume(asked, &request),
+            Request::RepairVolume(request) => return self.repair_volume(asked, &request),
+            Request::HoldVolumes(request) => return self.hold_volumes(asked, &request),
+            Request::RemoveVolume(request) => return self.remove_volume(asked, &request),
+            // Taken before, with the descriptor that belongs to it.
+            Request::ImageImport(request) => return self.ordered_import(asked, request, None),
+            Request::ImageList(_) => Reply::last(&self.told_images()),
+            Request::ImageInspect(request) => return self.inspected_image(&request),
+            Request::ImageRemove(request) => return self.ordered_image_removal(asked, &request),
             Request::GetConfig(_) => Reply::last(&ConfigReply {
                 path: self.config_path.as_ref().map(|path| path.display().to_string()),
                 text: self.config_text.clone(),
@@ -191,6 +207,7 @@ impl Daemon {
         if self.state == crate::protocol::control::DaemonState::Stopping {
             return Error::ShuttingDown {}.into();
         }
+        self.audit_order(asked, "order_reload", "daemon");
         self.record_order(asked, EventKind::Order, "reload".into());
         Outcome::Reply(match self.reload() {
             Ok(reply) => Reply::last(&reply),
@@ -202,6 +219,7 @@ impl Daemon {
     }
 
     fn ordered_upgrade(&mut self, asked: Asked, request: &UpgradeRequest) -> Outcome {
+        self.audit_order(asked, "order_upgrade", "daemon");
         self.record_order(asked, EventKind::Order, "upgrade the daemon".into());
         match self.begin_upgrade((asked.place, asked.number), request.binary.as_deref()) {
             Ok(()) => Outcome::Wait(Task::Order),
@@ -214,11 +232,13 @@ impl Daemon {
 
     fn ordered_shutdown(&mut self, asked: Asked, request: &ShutdownRequest) -> Outcome {
         if request.keep_workers == Some(true) {
+            self.audit_order(asked, "order_leave", "daemon");
             self.record_order(asked, EventKind::Order, "leave the workers".into());
             self.leave();
             return Outcome::Wait(Task::Shutdown(None));
         }
         let patience = request.timeout_ms.map_or(self.spec.shutdown_timeout, std::time::Duration::from_millis);
+        self.audit_order(asked, "order_shutdown", "daemon");
         self.record_order(asked, EventKind::Order, "shut down".into());
         self.begin_shutdown(patience);
         Outcome::Wait(Task::Shutdown(asked.more.then_some(u32::MAX)))

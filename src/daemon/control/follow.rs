@@ -23,7 +23,7 @@ const ENTRY_BYTES: usize = 128;
 
 /// Lines on their way to one follower.
 #[derive(Debug)]
-pub(super) struct LogFollower {
+pub(in crate::daemon) struct LogFollower {
     target: EngineTarget,
     entries: Vec<LogEntry>,
     bytes: usize,
@@ -80,9 +80,13 @@ impl Client {
         let (follower, reached) = match &mut self.task {
             Task::Logs(follower) => (follower, None),
             Task::Pieces(pieces) => pieces.follower()?,
-            Task::Idle | Task::Order | Task::Events(_) | Task::Attached(_) | Task::Piped(_) | Task::Shutdown(_) => {
-                return None;
-            }
+            Task::Idle
+            | Task::Order
+            | Task::Events(_)
+            | Task::Attached(_)
+            | Task::Piped(_)
+            | Task::Shutdown(_)
+            | Task::Import(..) => return None,
         };
         let told = reached.is_none_or(|reached| worker <= reached);
         (told && covers(follower.target, worker)).then_some(follower)
@@ -92,9 +96,13 @@ impl Client {
         match &mut self.task {
             Task::Logs(_) => true,
             Task::Pieces(pieces) => pieces.follower().is_some(),
-            Task::Idle | Task::Order | Task::Events(_) | Task::Attached(_) | Task::Piped(_) | Task::Shutdown(_) => {
-                false
-            }
+            Task::Idle
+            | Task::Order
+            | Task::Events(_)
+            | Task::Attached(_)
+            | Task::Piped(_)
+            | Task::Shutdown(_)
+            | Task::Import(..) => false,
         }
     }
 }
@@ -158,7 +166,8 @@ impl Daemon {
     pub(super) fn has_news(&self, client: &Client) -> bool {
         client.is_read_up()
             && match &client.task {
-                Task::Idle | Task::Order | Task::Shutdown(None) => false,
+                Task::Idle | Task::Order | Task::Shutdown(None) | Task::Import(_, None) => false,
+                Task::Import(import, Some(told)) => self.has_read_more(*import, *told),
                 Task::Pieces(_) => true,
                 Task::Events(cursor) => self.events.has_news(*cursor),
                 Task::Logs(follower) => follower.has_lines(),
@@ -199,7 +208,17 @@ impl Daemon {
                 client.say(&Reply::piece(&ShutdownReply { remaining, stuck: Vec::new() }), now);
                 Task::Shutdown(Some(remaining))
             }
-            task @ (Task::Idle | Task::Order | Task::Attached(_) | Task::Piped(_) | Task::Shutdown(None)) => task,
+            Task::Import(import, Some(_)) => {
+                let progress = self.import_progress(import);
+                client.say(&Reply::piece(&progress), now);
+                Task::Import(import, Some(progress.read_bytes))
+            }
+            task @ (Task::Idle
+            | Task::Order
+            | Task::Attached(_)
+            | Task::Piped(_)
+            | Task::Shutdown(None)
+            | Task::Import(_, None)) => task,
         };
     }
 

@@ -77,6 +77,7 @@ fn root(root: &Root) -> String {
     match root {
         Root::Host => "host".into(),
         Root::Directory(path) => path.display().to_string(),
+        Root::Image(name) => format!("image:{name}"),
     }
 }
 

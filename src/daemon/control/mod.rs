@@ -2,7 +2,7 @@
 //!
 //! This file owns the socket and the set of connections, with their limits. `client.rs` is one connection, `dispatch.rs`
 //! what a call means, `roles.rs` who may ask, `orders.rs` what goes to the engine and comes back, `answers.rs`,
-//! `inspect.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end. Nothing here blocks, and no
+//! `inspect.rs`, `images.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end. Nothing here blocks, and no
 //! client can make it grow without bound. The loop calls `on_listener`, `on_client`, `on_client_timeout`, `answer` as facts
 //! come, and `flush_clients` at the end of each turn.
 
@@ -12,6 +12,7 @@ mod claim;
 mod client;
 mod dispatch;
 mod follow;
+mod images;
 mod inspect;
 mod orders;
 mod output;
@@ -37,7 +38,9 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
 use self::claim::Claims;
-use self::client::{Client, Task};
+use self::client::Client;
+pub(super) use self::client::Task;
+pub(super) use self::dispatch::{Asked, Outcome};
 use self::follow::FollowedLines;
 use self::orders::Orders;
 use self::roles::Principal;
@@ -190,7 +193,7 @@ impl Control {
                 Task::Events(_) | Task::Logs(_) | Task::Attached(_) | Task::Piped(_) => {
                     client.finish_stream();
                 }
-                Task::Order | Task::Pieces(_) | Task::Shutdown(_) => {
+                Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => {
                     client.task = Task::Idle;
                     client.say(last, now);
                 }
@@ -202,6 +205,13 @@ impl Control {
     pub(super) fn answer_waiting(&mut self, (place, number): (u32, u64), reply: &Reply, now: Time) {
         if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
             client.task = Task::Idle;
+            client.say(reply, now);
+        }
+    }
+
+    /// Gives a client that waits a first answer, if it is still there.
+    pub(super) fn say_waiting(&mut self, (place, number): (u32, u64), reply: &Reply, now: Time) {
+        if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
             client.say(reply, now);
         }
     }
@@ -333,6 +343,7 @@ impl Daemon {
         };
         if let Some(reason) = self.control.refuses(peer.uid) {
             self.control.complain(peer, reason, self.now);
+            self.audit_refusal((peer.uid, peer.pid), "connect", reason);
             let reply = Refusal::Refused { reason: reason.into() }.to_reply().encode();
             let sent = send(&socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             return best_effort(sent, "who is refused may be gone already");
@@ -372,9 +383,18 @@ impl Daemon {
         let looks = matches!(client.task, Task::Attached(_)) && !client.is_gone();
         let (number, terminal) = (client.number, if looks { None } else { client.terminal.take() });
         if client.is_gone() {
-            if let Task::Piped(piped) = std::mem::take(&mut client.task) {
-                self.leave_program(*piped);
+            match std::mem::take(&mut client.task) {
+                Task::Piped(piped) => self.leave_program(*piped),
+                Task::Import(import, _) => self.cancel_import(import),
+                Task::Idle
+                | Task::Order
+                | Task::Pieces(_)
+                | Task::Events(_)
+                | Task::Logs(_)
+                | Task::Attached(_)
+                | Task::Shutdown(_) => {}
             }
+            self.end_hold(number);
             client.end(&mut self.sources);
         } else {
             if let Some(due) = client.arm() {

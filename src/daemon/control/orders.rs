@@ -133,7 +133,7 @@ impl Daemon {
     }
 
     /// The workers that a target reaches, in order.
-    pub(super) fn views(&self, target: EngineTarget) -> impl Iterator<Item = WorkerView> {
+    pub(in crate::daemon) fn views(&self, target: EngineTarget) -> impl Iterator<Item = WorkerView> {
         // A pool that is being forgotten has no name any more.
         let known = |view: &WorkerView| self.pools.contains_key(&view.worker.pool);
         self.engine.workers().filter(move |view| covers(target, view.worker) && known(view))
@@ -171,7 +171,16 @@ impl Daemon {
             | Request::Shutdown(_)
             | Request::SetLog(_)
             | Request::Doctor(_)
-            | Request::GetConfig(_) => return Error::Refused { reason: "this is no order".into() }.into(),
+            | Request::GetConfig(_)
+            | Request::ListVolumes(_)
+            | Request::CreateVolume(_)
+            | Request::RepairVolume(_)
+            | Request::HoldVolumes(_)
+            | Request::RemoveVolume(_)
+            | Request::ImageImport(_)
+            | Request::ImageList(_)
+            | Request::ImageInspect(_)
+            | Request::ImageRemove(_) => return Error::Refused { reason: "this is no order".into() }.into(),
         };
         let target = match self.resolve(&wire) {
             Ok(target) => target,
@@ -197,6 +206,8 @@ impl Daemon {
     fn note_who_asked(&mut self, asked: Asked, target: EngineTarget, text: &str) {
         let who = asked.by.to_string();
         tracing::info!(target: "control", by = %who, "{text}");
+        let (verb, object) = (text.split(' ').next().unwrap_or(text), text.rsplit(' ').next().unwrap_or("-"));
+        self.audit_order(asked, &format!("order_{verb}"), object);
         let workers: Vec<WorkerId> = self.views(target).map(|view| view.worker).collect();
         for worker in workers {
             self.asked_by.insert(worker, who.clone());
@@ -210,7 +221,7 @@ impl Daemon {
     }
 
     /// Records that somebody ordered something of the daemon itself.
-    pub(super) fn record_order(&mut self, asked: Asked, kind: EventKind, text: String) {
+    pub(in crate::daemon) fn record_order(&mut self, asked: Asked, kind: EventKind, text: String) {
         tracing::info!(target: "control", by = %asked.by, "{text}");
         self.record(Happening { asked_by: Some(asked.by.to_string()), ..Happening::new(kind, text) });
     }

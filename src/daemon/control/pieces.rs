@@ -26,7 +26,7 @@ const PIECE_LOG_WORKERS_MAX: usize = 16;
 
 /// What is told of each worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum What {
+pub(in crate::daemon) enum What {
     /// A line of a list.
     Info,
     /// Everything.
@@ -37,7 +37,7 @@ pub(super) enum What {
 
 /// The rest of a long answer.
 #[derive(Debug)]
-pub(super) enum Pieces {
+pub(in crate::daemon) enum Pieces {
     /// Of workers behind `after`.
     Workers { what: What, target: EngineTarget, after: Option<WorkerId> },
     /// The next `left` certificates, older than that of the generation `after`.

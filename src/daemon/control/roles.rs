@@ -6,13 +6,13 @@ use crate::spec::{Grantee, RoleGrant};
 
 /// Who is at the other end, as the kernel says it (SO_PEERCRED), at the time of its `connect`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Principal {
+pub(in crate::daemon) struct Principal {
     /// Effective uid.
-    pub(super) uid: u32,
+    pub(in crate::daemon) uid: u32,
     /// Effective gid.
-    pub(super) gid: u32,
+    pub(in crate::daemon) gid: u32,
     /// Its pid; 0 from a pid namespace that is not visible here. For people: never decides.
-    pub(super) pid: i32,
+    pub(in crate::daemon) pid: i32,
 }
 
 impl std::fmt::Display for Principal {
@@ -79,7 +79,16 @@ const fn speaks_of_the_protocol(request: &Request) -> bool {
         | Request::Shutdown(_)
         | Request::SetLog(_)
         | Request::Doctor(_)
-        | Request::GetConfig(_) => false,
+        | Request::GetConfig(_)
+        | Request::ListVolumes(_)
+        | Request::CreateVolume(_)
+        | Request::RepairVolume(_)
+        | Request::HoldVolumes(_)
+        | Request::RemoveVolume(_)
+        | Request::ImageImport(_)
+        | Request::ImageList(_)
+        | Request::ImageInspect(_)
+        | Request::ImageRemove(_) => false,
     }
 }
 
@@ -90,7 +99,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 31] = [
+    const TABLE: [(&str, char); 40] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -122,6 +131,15 @@ mod tests {
         ("SetLog", 'a'),
         ("Doctor", 'o'),
         ("GetConfig", 'a'),
+        ("ListVolumes", 'o'),
+        ("CreateVolume", 'w'),
+        ("RepairVolume", 'a'),
+        ("HoldVolumes", 'a'),
+        ("RemoveVolume", 'a'),
+        ("ImageImport", 'a'),
+        ("ImageList", 'o'),
+        ("ImageInspect", 'o'),
+        ("ImageRemove", 'a'),
     ];
 
     /// What a request is about.
@@ -161,10 +179,14 @@ mod tests {
             ("Logs", _) => serde_json::json!({ "worker": target }),
             (_, Object::Web | Object::OneOfWeb | Object::Api) => return None,
             ("GetInterfaceDescription", Object::Every) => serde_json::json!({ "interface": "a.b" }),
+            ("ImageInspect" | "ImageRemove", Object::Every) => serde_json::json!({ "image": "alpine" }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
+            ("HoldVolumes", Object::Every) => serde_json::json!({ "names": [] }),
+            ("CreateVolume" | "RepairVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),
             (_, Object::Every) => serde_json::json!({}),
         };
-        let call = serde_json::json!({ "method": format!("{interface}.{method}"), "parameters": parameters });
+        let call =
+            serde_json::json!({ "method": format!("{interface}.{method}"), "parameters": parameters, "more": true });
         Some(Request::decode(Call::decode(call.to_string().as_bytes()).unwrap()).unwrap())
     }
 
@@ -205,8 +227,8 @@ mod tests {
         }
         assert_eq!(
             seen,
-            12 * (11 + 14 * 4 + 2 * 3 + 4 * 2),
-            "eleven of the daemon, fourteen of any target, two lists, four of a pool"
+            12 * (20 + 14 * 4 + 2 * 3 + 4 * 2),
+            "twenty of the daemon, fourteen of any target, two lists, four of a pool"
         );
     }
 

@@ -30,7 +30,7 @@ const SIGKILL: i32 = 9;
 
 /// A program with pipes, and its client's side of them.
 #[derive(Debug)]
-pub(super) struct Piped {
+pub(in crate::daemon) struct Piped {
     worker: WorkerId,
     program: u64,
     pipes: Pipes,
@@ -179,6 +179,7 @@ impl Daemon {
             | Task::Logs(_)
             | Task::Attached(_)
             | Task::Piped(_)
+            | Task::Import(..)
             | Task::Shutdown(_) => None,
         })
     }

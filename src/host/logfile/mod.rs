@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, unlinkat};
 use rustix::io::{Errno, retry_on_intr, write};
 use serde::Serialize;
 
@@ -284,6 +284,10 @@ impl LogFile {
             return Err(LogFileError::NotRegular { name });
         }
         self.size = u64::try_from(stat.st_size).unwrap_or(0);
+        if self.size == 0 {
+            // The umask has taken its share of a file that was just made.
+            fchmod(&file, Mode::from_raw_mode(0o640)).map_err(|source| LogFileError::Open { name, source })?;
+        }
         self.file = Some(file);
         Ok(())
     }

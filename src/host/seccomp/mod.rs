@@ -13,6 +13,7 @@ mod allow_list;
 mod bpf;
 mod policy;
 mod profile;
+mod reader;
 
 #[cfg(test)]
 mod tests;
@@ -57,6 +58,14 @@ impl Filter {
     /// Only on an architecture whose numbers are not known.
     pub fn allow_list() -> Result<Self, SeccompError> {
         bpf::compile(&allow_list::policy())
+    }
+
+    /// The filter of a process that reads archives.
+    ///
+    /// # Errors
+    /// Only on an architecture whose numbers are not known.
+    pub fn reader() -> Result<Self, SeccompError> {
+        bpf::compile(&reader::policy())
     }
 
     /// A profile in Docker's JSON format, for a worker without capabilities. `kernel` is the running version, as 6 and 1.

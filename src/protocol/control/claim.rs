@@ -17,7 +17,7 @@ pub struct ClaimRequest {
     pub pool: PoolName,
     /// The session's name: 1 to 64 of `a-z`, `A-Z`, `0-9`, `_` and `-`, not `-` first; `None` has one made up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub session: Option<String>,
     /// Absolute path of a directory that appears inside, with its owner's files writable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
@@ -68,7 +68,7 @@ impl ClaimRequest {
     pub const fn of(pool: PoolName) -> Self {
         Self {
             pool,
-            name: None,
+            session: None,
             project: None,
             project_target: None,
             project_read_only: None,
@@ -102,7 +102,7 @@ impl ClaimRequest {
         if self.command.as_ref().is_some_and(|command| command.first().is_none_or(String::is_empty)) {
             return Some("command");
         }
-        self.name.as_deref().is_some_and(|name| !is_session_name(name)).then_some("name")
+        self.session.as_deref().is_some_and(|name| !is_session_name(name)).then_some("session")
     }
 }
 

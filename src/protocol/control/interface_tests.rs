@@ -360,6 +360,34 @@ impl Replies<'_> {
     }
 }
 
+fn hold_images(replies: &mut Replies<'_>) {
+    let image = ImageInfo {
+        names: vec!["alpine:latest".into()],
+        digest: format!("sha256:{}", "0".repeat(64)),
+        created: Some("2026-01-01T00:00:00Z".into()),
+        imported: "2026-01-01T00:00:00Z".into(),
+        size_bytes: 1,
+        entries: 1,
+        used_by: vec!["web".into()],
+    };
+    let words = || vec!["x".to_string()];
+    let config = crate::spec::ImageConfig {
+        created: Some("x".into()),
+        entrypoint: words(),
+        cmd: words(),
+        env: words(),
+        working_dir: Some("/".into()),
+        user: Some("0".into()),
+        stop_signal: Some("SIGTERM".into()),
+    };
+    let imported =
+        ImageImportReply { read_bytes: 1, written_bytes: 1, entries: 1, image: Some(image.clone()), notes: words() };
+    replies.hold("ImageImport", &imported);
+    replies.hold("ImageList", &ImageListReply { images: vec![image.clone()] });
+    replies.hold("ImageInspect", &ImageInspectReply { image: image.clone(), config, root: "/x".into() });
+    replies.hold("ImageRemove", &ImageRemoveReply { names: image.names, removed: Some(image.digest) });
+}
+
 #[test]
 fn every_reply_is_as_described() {
     let interface = Reader::new(DESCRIPTION).interface();
@@ -397,6 +425,24 @@ fn every_reply_is_as_described() {
     let check = Check { name: "cgroup".into(), ok: false, found: "v1".into(), fix: Some("boot with v2".into()) };
     replies.hold("Doctor", &DoctorReply { checks: vec![check] });
     replies.hold("GetConfig", &ConfigReply { path: Some("/etc/x".into()), text: "[pool.web]".into() });
+    let volume = VolumeInfo {
+        name: "data".into(),
+        created: Some("2026-01-01".into()),
+        path: "/x".into(),
+        pools: names(),
+        mapped: false,
+        usage_bytes: Some(1),
+        usage_inodes: Some(2),
+        foreign_inodes: Some(3),
+    };
+    let room =
+        ListVolumesReply { volumes: vec![volume], total_bytes: 1, free_bytes: 2, total_inodes: 3, free_inodes: 4 };
+    replies.hold("ListVolumes", &room);
+    replies.hold("CreateVolume", &CreateVolumeReply { created: true, path: "/x".into() });
+    replies.hold("RepairVolume", &Empty {});
+    replies.hold("HoldVolumes", &HoldVolumesReply { held: 1, cgroups: names() });
+    replies.hold("RemoveVolume", &Empty {});
+    hold_images(&mut replies);
     assert_eq!(replies.left, BTreeSet::new(), "described, but without a type here");
 
     let worker_fields = serde_json::to_value(worker()).unwrap();
@@ -415,14 +461,18 @@ fn every_method_has_a_request_with_the_described_parameters() {
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
         "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "steal": true,
         "replay": false, "text": "ls\r", "command": ["ls", "-l"], "env": ["A=b"], "terminal": true, "columns": 80,
-        "rows": 24, "name": "site", "project": "/home/x", "project_target": "/w", "project_read_only": true,
+        "rows": 24, "session": "site", "name": "data", "project": "/home/x", "project_target": "/w", "project_read_only": true,
         "mounts": ["/a:/b"], "secrets": ["k=v"], "memory_bytes": 1, "cpu_millis": 1, "pids": 1, "labels": ["a=b"],
         "warm_only": true, "paused": true,
+        "image": "alpine", "default_name": "a/b:c", "replace": true, "usage": true, "names": ["data"],
     });
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };
-        let parameters: serde_json::Map<_, _> =
+        let mut parameters: serde_json::Map<_, _> =
             fields.keys().map(|field| (field.clone(), full[field].clone())).collect();
+        if method.starts_with("Image") && parameters.contains_key("name") {
+            parameters.insert("name".into(), "alpine:latest".into());
+        }
         interface.check(method, &Value::Object(parameters.clone()), &interface.methods[method].0);
         let call = |parameters| super::super::varlink::Call {
             method: format!("{INTERFACE}.{method}"),

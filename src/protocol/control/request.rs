@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 use super::super::service::{self, ServiceError};
 use super::super::varlink::Call;
 use super::{
-    ClaimRequest, INTERFACE, LAST_DEFAULT, LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX,
-    PauseRequest, PoolRequest, SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Target,
+    ClaimRequest, HoldVolumesRequest, INTERFACE, ImageImportRequest, ImageRequest, LAST_DEFAULT, LAST_MAX,
+    LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, ListVolumesRequest, PauseRequest, PoolRequest,
+    SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Target, VolumeRequest,
 };
 use crate::spec::{PoolName, Role};
 
@@ -294,6 +295,24 @@ requests! {
     Doctor(NoParameters) = INTERFACE Observe,
     /// The configuration in force, which may hold secrets of pools.
     GetConfig(NoParameters) = INTERFACE Admin,
+    /// The volumes.
+    ListVolumes(ListVolumesRequest) = INTERFACE Observe,
+    /// Make a volume.
+    CreateVolume(VolumeRequest) = INTERFACE Operate,
+    /// Give everything in a volume to root on the disk.
+    RepairVolume(VolumeRequest) = INTERFACE Admin,
+    /// Freeze the workers that write volumes, until the caller goes.
+    HoldVolumes(HoldVolumesRequest) = INTERFACE Admin,
+    /// Remove a volume and all that is in it.
+    RemoveVolume(VolumeRequest) = INTERFACE Admin,
+    /// Make an image of an archive: tomorrow's root file system of workers.
+    ImageImport(ImageImportRequest) = INTERFACE Admin,
+    /// The images.
+    ImageList(NoParameters) = INTERFACE Observe,
+    /// All about an image.
+    ImageInspect(ImageRequest) = INTERFACE Observe,
+    /// Take a name from an image, and with the last one the image.
+    ImageRemove(ImageRequest) = INTERFACE Admin,
 }
 
 impl Request {
@@ -345,6 +364,7 @@ impl Request {
             Self::Logs(LogsRequest { follow, .. }) | Self::Events(EventsRequest { follow, .. }) => {
                 follow == &Some(true)
             }
+            Self::HoldVolumes(_) => true,
             Self::GetInfo(_)
             | Self::GetInterfaceDescription(_)
             | Self::Ping(_)
@@ -373,7 +393,15 @@ impl Request {
             | Self::Shutdown(_)
             | Self::SetLog(_)
             | Self::Doctor(_)
-            | Self::GetConfig(_) => false,
+            | Self::GetConfig(_)
+            | Self::ListVolumes(_)
+            | Self::CreateVolume(_)
+            | Self::RepairVolume(_)
+            | Self::RemoveVolume(_)
+            | Self::ImageImport(_)
+            | Self::ImageList(_)
+            | Self::ImageInspect(_)
+            | Self::ImageRemove(_) => false,
         }
     }
 
@@ -412,7 +440,16 @@ impl Request {
             | Self::Shutdown(_)
             | Self::SetLog(_)
             | Self::Doctor(_)
-            | Self::GetConfig(_) => Scope::Daemon,
+            | Self::GetConfig(_)
+            | Self::ListVolumes(_)
+            | Self::CreateVolume(_)
+            | Self::RepairVolume(_)
+            | Self::HoldVolumes(_)
+            | Self::RemoveVolume(_)
+            | Self::ImageImport(_)
+            | Self::ImageList(_)
+            | Self::ImageInspect(_)
+            | Self::ImageRemove(_) => Scope::Daemon,
         }
     }
 
@@ -458,7 +495,15 @@ impl Request {
             | Self::Stats(_)
             | Self::Reload(_)
             | Self::Doctor(_)
-            | Self::GetConfig(_) => return Ok(()),
+            | Self::GetConfig(_)
+            | Self::ListVolumes(_)
+            | Self::CreateVolume(_)
+            | Self::RepairVolume(_)
+            | Self::RemoveVolume(_)
+            | Self::ImageImport(_)
+            | Self::ImageList(_) => return Ok(()),
+            Self::HoldVolumes(request) => ("names", request.is_sound()),
+            Self::ImageInspect(request) | Self::ImageRemove(request) => ("image", request.is_sound()),
             Self::Upgrade(request) => {
                 let absolute = |path: &String| path.starts_with('/') && path.len() <= PATH_BYTES_MAX;
                 ("binary", request.binary.as_ref().is_none_or(absolute))

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::error::{ConfigErrors, Faults, Place};
 use super::pool::{Checked, WORKERS_MAX};
-use crate::spec::{DaemonSpec, Listen, Net, PoolName, PoolSpec};
+use crate::spec::{DaemonSpec, Listen, Net, PoolName, PoolSpec, Root};
 
 /// The most pools and services of one daemon.
 const POOLS_MAX: usize = 256;
@@ -29,6 +29,7 @@ pub(super) fn all(daemon: &DaemonSpec, pools: &[Checked]) -> Faults {
     ports(pools, &mut faults);
     sockets(pools, &mut faults);
     pools.iter().for_each(|pool| own_directories(daemon, pool, &mut faults));
+    pools.iter().for_each(|pool| images(daemon, pool, &mut faults));
     faults
 }
 
@@ -115,6 +116,15 @@ fn sockets(pools: &[Checked], faults: &mut Faults) {
                 faults.push(pool.place_of("listen").fault(what, ""));
             }
         }
+    }
+}
+
+/// Only images that the operator has listed are roots, if a list was made.
+fn images(daemon: &DaemonSpec, pool: &Checked, faults: &mut Faults) {
+    if let Root::Image(name) = &pool.spec.root
+        && let Err(violation) = daemon.check_image(name)
+    {
+        faults.push(pool.place_of("root").fault(violation, ""));
     }
 }
 

@@ -11,7 +11,10 @@ use super::keys::{Bounds, Key, apply, walk};
 use super::node::Node;
 use super::paths::{PATH_BYTES_MAX, absolute};
 use crate::spec::account::ACCOUNT_ID_MAX;
-use crate::spec::{DaemonSpec, Grantee, InstanceName, LimitsMode, LogFormat, PoolName, Role, RoleGrant};
+use crate::spec::{
+    DaemonSpec, Grantee, IMAGE_NAME_BYTES_MAX, ImageName, ImagePull, InstanceName, LimitsMode, LogFormat, PoolName,
+    Role, RoleGrant,
+};
 
 /// The first uid for workers: above all that distributions, containers and systemd hand out.
 const UID_BASE: u32 = 1_879_048_192;
@@ -32,6 +35,9 @@ pub(super) struct DaemonDraft {
     uid_base: Option<u32>,
     shutdown_timeout: Option<Duration>,
     roles: Vec<RoleGrant>,
+    image_allow: Vec<ImageName>,
+    skip_image_pull: Option<bool>,
+    lazy_image_pull: Option<bool>,
     /// Pools that roles are limited to, to be looked for once all pools are known.
     pub(super) role_pools: Vec<(PoolName, Place)>,
 }
@@ -68,6 +74,12 @@ impl DaemonDraft {
             uid_base: self.uid_base.unwrap_or(UID_BASE),
             roles: self.roles,
             shutdown_timeout: self.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
+            image_allow: self.image_allow,
+            image_pull: match (self.skip_image_pull, self.lazy_image_pull) {
+                (Some(true), _) => ImagePull::Never,
+                (_, Some(true)) => ImagePull::Lazily,
+                (_, _) => ImagePull::First,
+            },
             instance,
         }
     }
@@ -203,6 +215,48 @@ pub(super) const KEYS: &[Key<DaemonDraft>] = &[
         what: "One deadline for stopping everything when the daemon shuts down.",
         set: |daemon, node| {
             daemon.shutdown_timeout = Some(node.duration()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "image_allow",
+        aliases: &[],
+        variable: "",
+        kind: "list of strings",
+        default: "[]",
+        bounds: Bounds::Items(256),
+        what: "Names of the images that may be roots of workers; an empty list allows all.",
+        set: |daemon, node| {
+            let mut faults = Faults::default();
+            for item in node.items(Bounds::Length(IMAGE_NAME_BYTES_MAX))? {
+                daemon.image_allow.extend(faults.note(super::paths::image(&item)));
+            }
+            faults.or(())
+        },
+    },
+    Key {
+        name: "skip_image_pull",
+        aliases: &[],
+        variable: "SKIP_IMAGE_PULL",
+        kind: "boolean",
+        default: "false",
+        bounds: Bounds::None,
+        what: "Whether images that pools name and that are not there are left missing at the start, instead of pulled through skopeo.",
+        set: |daemon, node| {
+            daemon.skip_image_pull = Some(node.boolean()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "lazy_image_pull",
+        aliases: &[],
+        variable: "LAZY_IMAGE_PULL",
+        kind: "boolean",
+        default: "false",
+        bounds: Bounds::None,
+        what: "Whether they are pulled in the background: the daemon is ready before they are there, and their pools start when they are.",
+        set: |daemon, node| {
+            daemon.lazy_image_pull = Some(node.boolean()?);
             Ok(())
         },
     },

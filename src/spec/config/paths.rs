@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::error::Fault;
 use super::node::Node;
-use crate::spec::{Bind, Listen, Net, Probe, Ready, Root, Seccomp};
+use crate::spec::{Bind, ImageName, Listen, Net, Probe, Ready, Root, Seccomp, VolumeMount, VolumeName};
 
 /// The longest path that the kernel takes, in bytes.
 pub(super) const PATH_BYTES_MAX: usize = 4095;
@@ -49,8 +49,17 @@ pub(super) fn root(node: &Node<'_>) -> Result<Root, Fault> {
     match text {
         "host" => Ok(Root::Host),
         _ if is_absolute(text) && normal(text) != Path::new("/") => Ok(Root::Directory(normal(text))),
-        _ => Err(node.fault("\"host\" or the absolute path of a root directory")),
+        _ => match text.strip_prefix("image:").map(ImageName::parse) {
+            Some(Ok(name)) => Ok(Root::Image(name)),
+            Some(Err(error)) => Err(node.fault(format!("\"image:\" and {}", error.expected))),
+            None => Err(node.fault("\"host\", the absolute path of a root directory, or \"image:NAME\"")),
+        },
     }
+}
+
+/// The name of an image.
+pub(super) fn image(node: &Node<'_>) -> Result<ImageName, Fault> {
+    ImageName::parse(node.text()?).map_err(|error| node.fault(error.expected))
 }
 
 pub(super) fn net(node: &Node<'_>) -> Result<Net, Fault> {
@@ -100,6 +109,27 @@ pub fn parse_bind(text: &str) -> Result<Bind, &'static str> {
         return Err("anything but the Docker socket: whoever has it is root on the host");
     }
     Ok(bind)
+}
+
+/// `NAME:TARGET`, `NAME:TARGET:rw` or `NAME:TARGET:ro`.
+pub(super) fn volume(node: &Node<'_>) -> Result<VolumeMount, Fault> {
+    const EXPECTED: &str = "\"name:/inside\" or \"name:/inside:ro\", the path absolute without \"..\"";
+    let parts: Vec<&str> = node.text()?.split(':').collect();
+    let (name, target, writable) = match *parts.as_slice() {
+        [name, target] | [name, target, "rw"] => (name, target, true),
+        [name, target, "ro"] => (name, target, false),
+        _ => return Err(node.fault(EXPECTED)),
+    };
+    if name.starts_with('/') {
+        return Err(node.fault("the name of a volume; a directory of the host goes into \"bind\""));
+    }
+    let name = VolumeName::parse(name).map_err(|error| node.fault(format!("a volume's name: {}", error.expected)))?;
+    let target = if is_absolute(target) { normal(target) } else { return Err(node.fault(EXPECTED)) };
+    let is_private = |tree: &&str| target.starts_with(tree);
+    if target == Path::new("/") || KERNEL_TREES.iter().chain(&["/tmp", "/run/worker"]).any(is_private) {
+        return Err(node.fault("a path inside other than / and what is in /proc, /sys, /dev, /tmp and /run/worker"));
+    }
+    Ok(VolumeMount { name, target, writable })
 }
 
 /// `tcp:ADDRESS:PORT` or `unix:/path`.

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use super::claims::ClaimsDraft;
 use super::error::{Fault, Faults, Place};
-use super::keys::{Written, apply, nearest, walk};
+use super::keys::{Key, Written, apply, nearest, walk};
 use super::node::Node;
 use super::pool_keys::KEYS;
 use super::pool_tables::HeartbeatDraft;
 use crate::spec::template::names_port;
 use crate::spec::{
-    Identity, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ready, Restart, Root,
-    Seccomp, Size, Startup, Stop,
+    Identity, ImageName, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ready,
+    Restart, Root, Seccomp, Size, Startup, Stop,
 };
 
 /// What runs in a claimed worker when the claim says nothing else.
@@ -41,6 +41,7 @@ impl PoolSpec {
             identity: Identity::Dynamic,
             link: Vec::new(),
             binds: Vec::new(),
+            volumes: Vec::new(),
             limits: Limits {
                 memory_bytes: default(4 << 30),
                 memory_high_bytes: None,
@@ -99,6 +100,7 @@ pub(super) struct PoolDraft {
     pub(super) max: Option<u32>,
     pub(super) claims: Option<ClaimsDraft>,
     pub(super) heartbeat: HeartbeatDraft,
+    pub(super) image: Option<ImageName>,
     pub(super) written: Written,
     pub(super) place: Place,
 }
@@ -138,6 +140,7 @@ impl PoolDraft {
             max: None,
             claims: None,
             heartbeat: HeartbeatDraft::default(),
+            image: None,
             written: Written::new(),
             place,
         }
@@ -152,11 +155,11 @@ impl PoolDraft {
     /// Lets variables of the environment fill what was not written. An empty variable says nothing.
     pub(super) fn fill_from(&mut self, environment: &BTreeMap<String, String>) -> Faults {
         let mut faults = Faults::default();
-        for key in KEYS
-            .iter()
-            .filter(|key| !key.variable.is_empty() && !self.written.contains_key(key.name))
-            .collect::<Vec<_>>()
-        {
+        // What is `/` has been said, or is a service's own.
+        let has_root = self.spec.service || self.written.contains_key("root");
+        let is_said = |key: &Key<Self>| self.written.contains_key(key.name) || (key.name == "image" && has_root);
+        let free: Vec<_> = KEYS.iter().filter(|key| !key.variable.is_empty() && !is_said(key)).collect();
+        for key in free {
             if let Some(text) = environment.get(key.variable).filter(|text| !text.is_empty()) {
                 faults.note(self.apply(key.name, text, Place::outside(key.variable)));
             }
@@ -174,6 +177,13 @@ impl PoolDraft {
     /// Checks the keys against each other.
     pub(super) fn finish(mut self) -> Result<Checked, Faults> {
         let mut faults = Faults::default();
+        match self.image.take() {
+            Some(_) if self.written.contains_key("root") => {
+                faults.push(self.place_of("image").fault("image is written beside root", "one of them"));
+            }
+            Some(image) => self.spec.root = Root::Image(image),
+            None => {}
+        }
         if let Some(claims) = self.claims.take() {
             if let Some((size, policy)) = faults.note(claims.finish(&self.place_of("claims"))) {
                 (self.spec.policy.size, self.spec.policy.claims) = (size, Some(policy));
@@ -249,6 +259,10 @@ impl PoolDraft {
         let targets: std::collections::BTreeSet<_> = self.spec.binds.iter().map(|bind| &bind.target).collect();
         if targets.len() < self.spec.binds.len() {
             faults.push(self.place_of("bind").fault("two binds have one target", ""));
+        }
+        let inside: std::collections::BTreeSet<_> = self.spec.volumes.iter().map(|volume| &volume.target).collect();
+        if inside.len() < self.spec.volumes.len() || !inside.is_disjoint(&targets) {
+            faults.push(self.place_of("volumes").fault("a volume's target is also that of another volume or bind", ""));
         }
     }
 

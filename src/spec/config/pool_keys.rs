@@ -10,7 +10,7 @@ use super::node::Node;
 use super::pool::{PoolDraft, WORKERS_MAX, command, variable};
 use super::{claims, paths, pool_tables};
 use crate::spec::signal::parse_signal;
-use crate::spec::{Cpuset, Identity, Limit, OnSupervisorDeath};
+use crate::spec::{Cpuset, Identity, Limit, OnSupervisorDeath, VOLUMES_MAX};
 
 /// The longest argument or value of the environment, in bytes.
 pub(super) const TEXT_BYTES_MAX: usize = 32_768;
@@ -133,10 +133,23 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         variable: "",
         kind: "word or path",
         default: "\"host\"",
-        bounds: Bounds::Prose("host, /path"),
-        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory.",
+        bounds: Bounds::Prose("host, /path, image:NAME"),
+        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory. `image:NAME`: the same on the files of an image that was imported, such as `image:alpine:3.20`.",
         set: |pool, node| {
             pool.spec.root = paths::root(node)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "image",
+        aliases: &[],
+        variable: "WORKER_IMAGE",
+        kind: "name",
+        default: "",
+        bounds: Bounds::Prose("the name of an image"),
+        what: "`image = \"NAME\"` is `root = \"image:NAME\"`. The variable is for pools, not for services.",
+        set: |pool, node| {
+            pool.image = Some(paths::image(node)?);
             Ok(())
         },
     },
@@ -186,6 +199,19 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         what: "Host files and directories that appear inside: `/path`, `/path:/inside` or `/path:/inside:rw`; read-only without `rw`.",
         set: |pool, node| {
             pool.spec.binds = each(node, Bounds::Length(2 * paths::PATH_BYTES_MAX + 4), paths::bind)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "volumes",
+        aliases: &["volume"],
+        variable: "",
+        kind: "list of strings",
+        default: "[]",
+        bounds: Bounds::Items(VOLUMES_MAX),
+        what: "Named volumes that appear inside and outlive every worker: `name:/inside`, or `name:/inside:ro` for read-only. Made on first use; `halsup volume` looks after them.",
+        set: |pool, node| {
+            pool.spec.volumes = each(node, Bounds::Length(2 * paths::PATH_BYTES_MAX), paths::volume)?;
             Ok(())
         },
     },

@@ -4,10 +4,15 @@ use serde_json::json;
 
 use super::super::super::seeded::Seeded;
 use super::*;
+use crate::spec::ImageName;
 
 fn call(method: &str, parameters: Value) -> Call {
     let Value::Object(parameters) = parameters else { panic!("object") };
     Call { method: method.into(), parameters, oneway: false, more: false, upgrade: false }
+}
+
+fn volume() -> crate::spec::VolumeName {
+    crate::spec::VolumeName::parse("hal9000-chromadb").unwrap()
 }
 
 fn one_of_each() -> Vec<Request> {
@@ -52,6 +57,19 @@ fn one_of_each() -> Vec<Request> {
         Request::SetLog(SetLogRequest { filter: "info,heartbeat=debug".into() }),
         Request::Doctor(NoParameters {}),
         Request::GetConfig(NoParameters {}),
+        Request::ListVolumes(ListVolumesRequest { name: Some(volume()), usage: Some(true) }),
+        Request::CreateVolume(VolumeRequest { name: volume() }),
+        Request::RepairVolume(VolumeRequest { name: volume() }),
+        Request::HoldVolumes(HoldVolumesRequest { names: vec!["hal9000-chromadb".into()] }),
+        Request::RemoveVolume(VolumeRequest { name: volume() }),
+        Request::ImageImport(ImageImportRequest {
+            name: ImageName::parse("alpine").ok(),
+            default_name: None,
+            replace: Some(true),
+        }),
+        Request::ImageList(NoParameters {}),
+        Request::ImageInspect(ImageRequest { image: "alpine".into() }),
+        Request::ImageRemove(ImageRequest { image: "alpine".into() }),
     ]
 }
 
@@ -61,7 +79,7 @@ fn every_request_survives_the_way_there_and_back() {
     let methods: Vec<_> = requests.iter().map(Request::method).collect();
     assert_eq!(methods, Request::METHODS, "one of each, in order");
     for request in requests {
-        let frame = request.to_call().encode();
+        let frame = Call { more: true, ..request.to_call() }.encode();
         let call = Call::decode(&frame[..frame.len() - 1]).unwrap();
         assert_eq!(Request::decode(call).unwrap(), request);
     }
@@ -100,9 +118,14 @@ fn what_is_wrong_is_named() {
         ("io.halsup.Control.Events", json!({"last": 1_001}), invalid("last")),
         ("io.halsup.Control.Certificates", json!({"last": 1_001}), invalid("last")),
         ("io.halsup.Control.Shutdown", json!({"timeout_ms": 86_400_001}), invalid("timeout_ms")),
+        ("io.halsup.Control.ImageImport", json!({"name": "../x"}), invalid("name")),
+        ("io.halsup.Control.ImageInspect", json!({"image": "A"}), invalid("image")),
+        ("io.halsup.Control.ImageRemove", json!({"image": "sha256:../.."}), invalid("image")),
         ("io.halsup.Control.SetLog", json!({"filter": "x".repeat(1_025)}), invalid("filter")),
         ("io.halsup.Control.SetLog", json!({"filter": "in\u{1b}fo"}), invalid("filter")),
         ("io.halsup.Control.Logs", json!({"worker": "web", "follow": true}), ServiceError::ExpectedMore {}),
+        ("io.halsup.Control.RemoveVolume", json!({"name": "../x"}), invalid("name")),
+        ("io.halsup.Control.ListVolumes", json!({"name": "a/b"}), invalid("name")),
         ("io.halsup.Control.Nope", json!({}), ServiceError::MethodNotFound { method: "io.halsup.Control.Nope".into() }),
         ("io.halsup.Other.Ping", json!({}), ServiceError::InterfaceNotFound { interface: "io.halsup.Other".into() }),
         ("Ping", json!({}), ServiceError::MethodNotFound { method: "Ping".into() }),
@@ -130,10 +153,22 @@ fn what_changes_something_needs_more_than_observe() {
         let (_, name) = request.method();
         let of_workers = ["Start", "Stop", "Restart", "Kill", "Reset", "Release", "Attach", "Send", "Exec"];
         let changes = of_workers.contains(&name) || ["Scale", "Claim", "Warm", "Pause"].contains(&name);
-        let admin = ["Reload", "Upgrade", "Shutdown", "SetLog", "GetConfig"].contains(&name);
+        let admin = [
+            "Reload",
+            "Upgrade",
+            "Shutdown",
+            "SetLog",
+            "GetConfig",
+            "RepairVolume",
+            "HoldVolumes",
+            "RemoveVolume",
+            "ImageImport",
+            "ImageRemove",
+        ]
+        .contains(&name);
         let expected = if admin {
             Role::Admin
-        } else if changes {
+        } else if changes || name == "CreateVolume" {
             Role::Operate
         } else {
             Role::Observe

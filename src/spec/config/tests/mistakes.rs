@@ -69,11 +69,16 @@ const OF_A_POOL: &[(&str, &str)] = &[
     ),
     (
         "root = \"srv\"",
-        r#"pool.web.root: found the string "srv"; expected "host" or the absolute path of a root directory"#,
+        r#"pool.web.root: found the string "srv"; expected "host", the absolute path of a root directory, or "image:NAME""#,
     ),
     (
+        "root = \"image:../x\"",
+        r#"pool.web.root: found the string "image:../x"; expected "image:" and one such as alpine, alpine:3.20 or ghcr.io/owner/name:tag, in lower-case letters, digits and . _ -"#,
+    ),
+    ("image = \"alpine\"\nroot = \"host\"", "pool.web.image: image is written beside root; expected one of them"),
+    (
         "root = \"/\"",
-        r#"pool.web.root: found the string "/"; expected "host" or the absolute path of a root directory"#,
+        r#"pool.web.root: found the string "/"; expected "host", the absolute path of a root directory, or "image:NAME""#,
     ),
     (
         "net = \"host\"",
@@ -104,6 +109,19 @@ const OF_A_POOL: &[(&str, &str)] = &[
         r#"pool.web.bind[0]: found the string "/var/run/docker.sock"; expected anything but the Docker socket: whoever has it is root on the host"#,
     ),
     ("bind = [\"/a:/b\", \"/c:/b\"]", "pool.web.bind: two binds have one target"),
+    ("volumes = [\"a:/b\", \"c:/b\"]", "pool.web.volumes: a volume's target is also that of another volume or bind"),
+    (
+        "volumes = [\"/srv:/b\"]",
+        r#"pool.web.volumes[0]: found the string "/srv:/b"; expected the name of a volume; a directory of the host goes into "bind""#,
+    ),
+    (
+        "volumes = [\"../x:/b\"]",
+        r#"pool.web.volumes[0]: found the string "../x:/b"; expected a volume's name: a lower-case letter or a digit first"#,
+    ),
+    (
+        "volumes = [\"a:/tmp/x\"]",
+        r#"pool.web.volumes[0]: found the string "a:/tmp/x"; expected a path inside other than / and what is in /proc, /sys, /dev, /tmp and /run/worker"#,
+    ),
     ("bind = [\"/run/halsup/x:/x\"]", "pool.web.bind: would show halsup's own /run/halsup inside"),
     ("bind = [\"/var:/x\"]", "pool.web.bind: would show halsup's own /var/lib/halsup inside"),
     ("base_port = 0", "pool.web.base_port: found the integer 0; expected a whole number, 1 to 65535"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::*;
 use crate::spec::{
     Bind, Cpuset, DaemonSpec, Grantee, Heartbeat, HeartbeatSource, Identity, Limit, LimitsMode, Listen, Net,
-    OnSupervisorDeath, PoolSpec, Probe, Ready, Restart, Role, RoleGrant, Root, Seccomp, Size,
+    OnSupervisorDeath, PoolSpec, Probe, Ready, Restart, Role, RoleGrant, Root, Seccomp, Size, VolumeMount, VolumeName,
 };
 
 fn no_variables() -> BTreeMap<String, String> {
@@ -58,6 +58,8 @@ fn nothing_written_is_a_daemon_without_pools() {
         uid_base: 1_879_048_192,
         roles: Vec::new(),
         shutdown_timeout: Duration::from_secs(30),
+        image_allow: Vec::new(),
+        image_pull: crate::spec::ImagePull::First,
     };
     assert_eq!(config.daemon, expected);
 }
@@ -124,6 +126,7 @@ fn every_key_of_a_pool() {
         identity = "host:www-data"
         link = ["/srv/data/*.db", "/etc/motd"]
         bind = ["/srv", "/a:/b", "/c:/d:ro", "/e:/f:rw"]
+        volumes = ["hal9000-chromadb:/data", "plugins:/plugins:ro"]
         memory = "512M"
         memory_high = 104857600
         swap = "1g"
@@ -172,6 +175,10 @@ fn expected_of_every_key() -> PoolSpec {
     spec.link = vec!["/srv/data/*.db".to_owned(), "/etc/motd".to_owned()];
     spec.binds =
         vec![bind("/srv", "/srv", false), bind("/a", "/b", false), bind("/c", "/d", false), bind("/e", "/f", true)];
+    spec.volumes = vec![
+        VolumeMount { name: VolumeName::parse("hal9000-chromadb").unwrap(), target: "/data".into(), writable: true },
+        VolumeMount { name: VolumeName::parse("plugins").unwrap(), target: "/plugins".into(), writable: false },
+    ];
     spec.limits.memory_bytes = asked(512 << 20);
     spec.limits.memory_high_bytes = asked(104_857_600);
     spec.limits.swap_bytes = asked(1 << 30);

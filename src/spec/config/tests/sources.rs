@@ -40,6 +40,39 @@ fn variables_of_pools_fill_in() {
     assert_eq!(wrong, r#"WORKER_MEMORY: found "lots"; expected a size such as "4g" or "512M", 1m to 1024t"#);
 }
 
+#[test]
+fn the_image_of_workers_comes_from_the_environment_where_nothing_else_says_what_is_their_root() {
+    let text = "[service.db]\ncommand = [\"x\"]\n[pool.a]\ncommand = [\"x\"]\n[pool.b]\ncommand = [\"x\"]\nroot = \"host\"\n\
+                [pool.c]\ncommand = [\"x\"]\nimage = \"mine\"";
+    let pools =
+        parse_config(text, &variables(&[("WORKER_IMAGE", "ghcr.io/hellblazer/hal-9000:worker")])).unwrap().pools;
+    let image = |name: &str| Root::Image(crate::spec::ImageName::parse(name).unwrap());
+    let roots: Vec<_> = pools.into_iter().map(|pool| pool.root).collect();
+    assert_eq!(roots, [Root::Host, image("ghcr.io/hellblazer/hal-9000:worker"), Root::Host, image("mine")]);
+    let wrong = parse_config(text, &variables(&[("WORKER_IMAGE", "A b")])).unwrap_err().to_string();
+    assert!(wrong.starts_with("WORKER_IMAGE: found \"A b\"; expected one such as alpine"), "{wrong}");
+}
+
+#[test]
+fn pulling_is_said_by_two_words_and_an_image_is_a_root_only_if_it_is_listed() {
+    use crate::spec::ImagePull::{First, Lazily, Never};
+    for (said, expected) in [
+        (&[][..], First),
+        (&[("SKIP_IMAGE_PULL", "false")], First),
+        (&[("LAZY_IMAGE_PULL", "true")], Lazily),
+        (&[("LAZY_IMAGE_PULL", "true"), ("SKIP_IMAGE_PULL", "true")], Never),
+    ] {
+        assert_eq!(parse_config("", &variables(said)).unwrap().daemon.image_pull, expected, "{said:?}");
+    }
+    let text = "[daemon]\nimage_allow = [\"a/b:1\", \"c\"]\n[pool.web]\ncommand = [\"x\"]\nimage = ";
+    assert!(parse_config(&format!("{text}\"c:latest\""), &no_variables()).is_ok());
+    let wrong = errors(&format!("{text}\"evil\""));
+    assert!(
+        wrong.contains("Security violation: image 'evil:latest' not in allowlist; `image_allow` has a/b:1, c:latest"),
+        "{wrong}"
+    );
+}
+
 fn words(command: &[&str]) -> Vec<String> {
     command.iter().map(|word| (*word).to_owned()).collect()
 }
