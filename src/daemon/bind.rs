@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::birth::{WINDOW, chain, step};
 use super::environment::{self, WORK_DIR};
-use super::session::{Session, abandon_call};
+use super::session::{Session, SessionLimits, abandon_call};
 use super::state::Daemon;
 use crate::engine::{CallId, Input, Origin};
 use crate::host::identity::HostUser;
@@ -93,6 +93,7 @@ impl Daemon {
             None => PathBuf::from(WORKSPACE),
         };
         let cwd = wanted.project.as_ref().map_or_else(|| PathBuf::from(WORK_DIR), place);
+        let limits = limits(&pool.spec.limits, wanted.memory_bytes, wanted.cpu_millis, wanted.pids);
         let session = Session {
             name: wanted.name,
             generation: generation.0,
@@ -101,11 +102,12 @@ impl Daemon {
             cwd: Some(cwd.display().to_string()),
             created_msec: super::clock::msec(super::clock::wall()),
             terminal: terminal.is_some(),
+            detached: wanted.window.is_none(),
+            limits: SessionLimits::of(&limits),
             command,
             labels: wanted.labels,
             answered: false,
         };
-        let limits = limits(&pool.spec.limits, wanted.memory_bytes, wanted.cpu_millis, wanted.pids);
         if limits != pool.spec.limits {
             live.enforcement = live.cgroup.limit(&pool.prepared.cgroup, &limits, self.spec.limits)?;
         }

@@ -115,6 +115,7 @@ impl Daemon {
                 Timer::Import(number) => self.on_import_timeout(number),
                 Timer::Pull(number) => self.on_pull_timeout(number),
                 Timer::Chores => self.chores.append(&mut self.late_chores),
+                Timer::SessionFiles => self.write_session_files(),
                 Timer::WriteState => self.write_state_again(),
                 Timer::LookAtExit(worker, generation) => {
                     if self.live_mut(worker, generation).is_some() {

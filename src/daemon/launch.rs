@@ -29,6 +29,7 @@ use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::recover::{Recovery, end_leftovers};
 use super::reload::{FIRST_START, discard_sockets, prepare_all};
+use super::session_files::SessionFiles;
 use super::signals::Signals;
 use super::sources::Sources;
 use super::state::{Daemon, Shared};
@@ -125,14 +126,20 @@ fn try_to_follow(config: &Config, dirs: &Directories, cgroups: &CgroupRoot, hand
 /// # Errors
 /// When a daemon of the same name has it that has other directories.
 fn lock_base(cgroups: &CgroupRoot, spec: &DaemonSpec) -> Result<OwnedFd, Error> {
+    let base = wait_for_other(|| Ok(cgroups.lock()?))?;
+    base.ok_or_else(|| Error::SameInstance { instance: spec.instance.to_string() })
+}
+
+/// Tries a lock until a daemon that is ending has let go of it; `None` if it has not.
+///
+/// # Errors
+/// Those of `lock`.
+pub(super) fn wait_for_other<T>(lock: impl Fn() -> Result<Option<T>, Error>) -> Result<Option<T>, Error> {
     let deadline = clock::after(clock::now(), BASE_PATIENCE);
     loop {
-        match cgroups.lock()? {
-            Some(base) => return Ok(base),
-            None if clock::now() >= deadline => {
-                return Err(Error::SameInstance { instance: spec.instance.to_string() });
-            }
-            None => pause_for_lock(),
+        match lock()? {
+            None if clock::now() < deadline => pause_for_lock(),
+            locked => return Ok(locked),
         }
     }
 }
@@ -162,6 +169,7 @@ impl Daemon {
         }
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
+        self.tell_of_all();
         self.reap_orphans();
         self.sweep_volumes();
         self.restart_what_differs(old_config);
@@ -198,6 +206,7 @@ impl Daemon {
             log.flush(clock::wall());
         }
         self.sync_state();
+        self.tell_of_nobody(true);
         self.shutdown_done(Vec::new());
         self.flush_clients();
         self.close_control();
@@ -232,6 +241,7 @@ impl Daemon {
             self.forget_pool(id);
         }
         self.sync_state();
+        self.tell_of_nobody(!stuck.is_empty());
         if let Some(cgroups) = self.cgroups.take()
             && let Err(error) = cgroups.release()
         {
@@ -353,10 +363,14 @@ fn broken(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Error +
 
 /// Makes a directory if need be and opens it; refuses one that others could change or replace.
 fn directory(path: &Path, mode: u32) -> Result<OwnedFd, Error> {
-    own_dir(path, mode).map_err(|error| match error {
+    own_dir(path, mode).map_err(refused)
+}
+
+pub(super) fn refused(error: OwnDirError) -> Error {
+    match error {
         OwnDirError::Step { operation, path, source } => broken(operation, &path)(source),
         OwnDirError::NotOurs { path } => Error::NotOurs { path: path.display().to_string() },
-    })
+    }
 }
 
 /// The lock of a state directory; it is released by the kernel, whatever becomes of this process.
@@ -494,6 +508,7 @@ fn assemble(
     cgroups: &CgroupRoot,
 ) -> Result<(Daemon, Option<String>), Error> {
     let Given { environment, mut passed, mut handover, log, dirs, stacks, mut sources, signals } = given;
+    let session_files = SessionFiles::open(&config.daemon)?;
     let mut past = Recovery::begin(&config, &dirs, cgroups)?;
     let_signals_through(handover.as_ref())?;
     // What has a name in the file system comes last, so that a start that fails leaves none.
@@ -530,6 +545,7 @@ fn assemble(
         own_files,
         persist: found.persist,
         sessions: super::session::Sessions::default(),
+        session_files,
         written: BTreeMap::new(),
         certificates: found.certificates,
         logs: BTreeMap::new(),

@@ -43,6 +43,7 @@ pub mod recovery;
 mod reload;
 mod reports;
 mod session;
+mod session_files;
 mod signals;
 mod sources;
 mod state;
@@ -103,6 +104,14 @@ pub enum Error {
         path: String,
         /// The other daemon, if it could be read.
         pid: Option<u32>,
+    },
+    /// Another daemon writes its sessions to the same place.
+    #[error(
+        "another halsup daemon writes its sessions into {path}: give this one another place by `home` or HAL9000_HOME"
+    )]
+    SameHome {
+        /// The place.
+        path: String,
     },
     /// Another daemon of the same instance, with other directories.
     #[error(

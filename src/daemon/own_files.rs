@@ -25,7 +25,32 @@ pub(super) struct OwnFiles {
     inotify: Option<OwnedFd>,
 }
 
+/// A directory that is watched for removals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Watch(i32);
+
+/// What has gone from such a directory.
+#[derive(Debug)]
+pub(super) struct Removed {
+    pub(super) watch: Watch,
+    pub(super) name: String,
+}
+
 impl OwnFiles {
+    /// Watches one more directory, for removals alone: what the daemon writes there is no event.
+    pub(super) fn watch_removals(&self, dir: impl AsFd) -> Option<Watch> {
+        use std::os::fd::AsRawFd as _;
+        let gone = WatchFlags::DELETE | WatchFlags::MOVED_FROM;
+        let path = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
+        match inotify::add_watch(self.inotify.as_ref()?, path, gone | WatchFlags::ONLYDIR | WatchFlags::MASK_ADD) {
+            Ok(watch) => Some(Watch(watch)),
+            Err(error) => {
+                tracing::warn!(target: "state", %error, "watch the files of sessions");
+                None
+            }
+        }
+    }
+
     /// Begins to watch. Where the host's inotify instances are used up, files are made anew only when they are next written.
     pub(super) fn watch(dirs: [BorrowedFd<'_>; 2], sources: &mut Sources) -> Self {
         match watch(dirs, sources) {
@@ -52,7 +77,8 @@ fn watch(dirs: [BorrowedFd<'_>; 2], sources: &mut Sources) -> std::io::Result<Ow
 impl Daemon {
     /// Something has happened in the daemon's own directories.
     pub(super) fn on_own_files(&mut self) {
-        let (mut state, mut socket, mut ledger) = (false, false, false);
+        let (mut state, mut socket, mut ledger, mut lost) = (false, false, false, false);
+        let mut removed = Vec::new();
         if let Some(inotify) = &self.own_files.inotify {
             let mut buffer = [MaybeUninit::uninit(); BUFFER_BYTES];
             let mut reader = Reader::new(inotify, &mut buffer);
@@ -60,17 +86,29 @@ impl Daemon {
                 match reader.next() {
                     Ok(event) => match event.file_name().map(std::ffi::CStr::to_bytes) {
                         Some(name) => {
+                            let gone = inotify::ReadFlags::DELETE | inotify::ReadFlags::MOVED_FROM;
+                            if event.events().intersects(gone) && removed.len() < EVENTS_A_TURN {
+                                let name = String::from_utf8_lossy(name).into_owned();
+                                removed.push(Removed { watch: Watch(event.wd()), name });
+                            }
                             state |= [STATE_NAME, CERTIFICATES_NAME].iter().any(|known| name == known.as_bytes());
                             ledger |= name == LEDGER_NAME.as_bytes();
                             socket |= name == super::control::SOCKET_NAME.as_bytes();
                         }
+                        // Of a directory that was removed, which the one above it has told.
+                        None if event.events().contains(inotify::ReadFlags::IGNORED) => {}
                         // Events were lost: look at all.
-                        None => (state, socket, ledger) = (true, true, true),
+                        None => (state, socket, ledger, lost) = (true, true, true, true),
                     },
                     Err(Errno::INTR) => {}
                     Err(_) => break,
                 }
             }
+        }
+        if lost {
+            self.renew_session_files();
+        } else if !removed.is_empty() {
+            self.look_after_session_files(&removed);
         }
         if state {
             self.look_after_state();

@@ -136,8 +136,12 @@ impl Daemon {
         let changes = self.engine.take_changes();
         for change in changes {
             match change {
-                Change::Worker(worker, record) => self.write_worker(worker, record.as_deref()),
+                Change::Worker(worker, record) => {
+                    self.tell_of_worker(worker);
+                    self.write_worker(worker, record.as_deref());
+                }
                 Change::Pool(id, record) => {
+                    self.tell_of_pools();
                     let Some(pool) = self.pools.get(&id) else { continue };
                     let key = pool_key(&pool.spec.name);
                     let size = pool.spec.policy.size;

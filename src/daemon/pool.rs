@@ -13,6 +13,7 @@ use std::rc::Rc;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Resource, getrlimit};
 
+use super::session_files::{POOL, SESSIONS};
 use crate::host::cgroup::{CgroupError, CgroupRoot, PoolCgroup};
 use crate::host::identity::{IdentityError, host_user};
 use crate::host::image_store;
@@ -170,7 +171,10 @@ pub(super) fn prepare(
     templates: &mut Templates,
     kept: &[(Listen, OwnedFd)],
 ) -> Result<Prepared, PoolError> {
-    let hidden = [daemon.runtime_dir.clone(), daemon.state_dir.clone(), PathBuf::from("/etc/halsup")];
+    let own = [daemon.runtime_dir.clone(), daemon.state_dir.clone(), PathBuf::from("/etc/halsup")];
+    let told = [SESSIONS, POOL].map(|name| daemon.home.join(name));
+    let hidden: Vec<PathBuf> =
+        own.into_iter().chain(told.into_iter().filter(|_| daemon.home != daemon.state_dir)).collect();
     let host_ids = match &spec.identity {
         Identity::Host(name) => {
             let user = host_user(name)?;

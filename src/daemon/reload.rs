@@ -59,11 +59,11 @@ impl Daemon {
 
     fn change_to(&mut self, config: Config) -> Result<ReloadReply, String> {
         let (old, new) = (&self.spec, &config.daemon);
-        if (&old.instance, &old.runtime_dir, &old.state_dir, &old.cgroup, old.uid_base)
-            != (&new.instance, &new.runtime_dir, &new.state_dir, &new.cgroup, new.uid_base)
+        if (&old.instance, &old.runtime_dir, &old.state_dir, &old.home, &old.cgroup, old.uid_base)
+            != (&new.instance, &new.runtime_dir, &new.state_dir, &new.home, &new.cgroup, new.uid_base)
         {
             return Err(
-                "instance, runtime_dir, state_dir, cgroup and uid_base change only with a restart of the daemon"
+                "instance, runtime_dir, state_dir, home, cgroup and uid_base change only with a restart of the daemon"
                     .to_owned(),
             );
         }

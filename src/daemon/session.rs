@@ -11,7 +11,30 @@ use super::clock;
 use super::state::Daemon;
 use crate::engine::{CallId, Input};
 use crate::protocol::control::Claimed;
-use crate::spec::{Generation, PoolName, WorkerId};
+use crate::spec::{Generation, Limit, Limits, PoolName, WorkerId};
+
+/// What a session may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SessionLimits {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+}
+
+impl SessionLimits {
+    /// Of limits as they are enforced.
+    pub(super) fn of(limits: &Limits) -> Self {
+        let value = |limit: Option<Limit<u64>>| limit.map(|limit| limit.value);
+        Self {
+            memory_bytes: value(limits.memory_bytes),
+            cpu_millis: value(limits.cpu_millis),
+            pids: value(limits.pids),
+        }
+    }
+}
 
 /// A claimed worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +54,12 @@ pub(super) struct Session {
     pub created_msec: u64,
     /// Whether its program has a terminal.
     pub terminal: bool,
+    /// Whether it began without a terminal of its caller's.
+    #[serde(default)]
+    pub detached: bool,
+    /// What it may use; nothing written is no limit.
+    #[serde(default)]
+    pub limits: SessionLimits,
     /// What runs in it.
     pub command: Vec<String>,
     /// What the claim said to remember, each `name=value`.
@@ -115,6 +144,7 @@ impl Daemon {
             self.persist.keep_session(&session_key(&pool.spec.name, worker.slot), Some(&session));
         }
         self.sessions.insert(worker, session);
+        self.tell_of_worker(worker);
     }
 
     /// Its caller has been told.
@@ -130,6 +160,7 @@ impl Daemon {
         if let Some(pool) = self.pools.get(&worker.pool) {
             self.persist.keep_session(&session_key(&pool.spec.name, worker.slot), None);
         }
+        self.tell_of_worker(worker);
         tracing::info!(target: "session", session = %session.name, "session {} has ended", session.name);
     }
 

@@ -27,6 +27,7 @@ use super::probe::Probes;
 use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
 use super::session::Sessions;
+use super::session_files::SessionFiles;
 use super::signals::Signals;
 use super::sources::Sources;
 use super::terminal::Terminals;
@@ -149,6 +150,8 @@ pub(super) struct Daemon {
     pub(super) written: BTreeMap<(WorkerId, Generation), DeathCertificate>,
     /// Who has which worker.
     pub(super) sessions: Sessions,
+    /// What tells scripts of that.
+    pub(super) session_files: SessionFiles,
     /// Latest certificates, bounded, oldest first.
     pub(super) certificates: VecDeque<DeathCertificate>,
     /// The logs of live generations.

@@ -38,6 +38,8 @@ pub(super) enum Timer {
     Pull(u64),
     /// Write down what could not be written.
     WriteState,
+    /// Write files that tell of workers and sessions.
+    SessionFiles,
     /// Remove once more what could not be removed.
     Chores,
     /// Ask once more how a worker ended that is not this daemon's child.

@@ -21,6 +21,7 @@ pub mod mountinfo;
 pub mod mounts;
 pub mod own_dir;
 pub mod port;
+pub mod record_dir;
 pub mod seccomp;
 pub mod spawn;
 pub mod state_file;

@@ -1,6 +1,7 @@
 //! What one pool or service is, whole: the engine's policy, and all that `host` needs to make a worker.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub struct DaemonSpec {
     pub runtime_dir: PathBuf,
     /// State and logs; default `/var/lib/halsup`, for another instance `/var/lib/halsup-NAME`.
     pub state_dir: PathBuf,
+    /// Where `sessions` and `pool` are, the files that tell who has which worker; default: the state directory.
+    pub home: PathBuf,
     /// The delegated cgroup that workers' cgroups are made in: absolute in the hierarchy, or beside the daemon's own cgroup.
     /// Default: where the daemon finds itself.
     pub cgroup: Option<PathBuf>,
@@ -179,6 +182,28 @@ pub enum Root {
     Directory(PathBuf),
     /// A writable overlay on the files of an imported image.
     Image(ImageName),
+}
+
+/// As the configuration writes it.
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Image(name) => write!(f, "image:{name}"),
+        }
+    }
+}
+
+/// As the configuration writes it.
+impl fmt::Display for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parent => f.write_str("parent"),
+            Self::Own => f.write_str("own"),
+            Self::Path(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// Which network namespace a worker is in.

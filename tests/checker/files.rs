@@ -12,8 +12,19 @@ const RUNTIME: [&str; 5] = ["control.sock", "exits", "lock", "notify", "work"];
 /// What of it stays: an empty directory and a lock do no harm, and a lock that is removed is no lock.
 const RUNTIME_LEFT: [&str; 4] = ["exits", "lock", "notify", "work"];
 /// What is in its state directory, always.
-const STATE: [&str; 9] =
-    ["certificates", "certificates.1", "images", "lock", "logs", "overlay", "quarantine", "state", "volumes"];
+const STATE: [&str; 11] = [
+    "certificates",
+    "certificates.1",
+    "images",
+    "lock",
+    "logs",
+    "overlay",
+    "pool",
+    "quarantine",
+    "sessions",
+    "state",
+    "volumes",
+];
 
 /// What is in a directory; nothing where it is not there.
 pub(crate) fn entries(dir: &Path) -> Vec<PathBuf> {
@@ -82,6 +93,12 @@ pub(crate) fn none(instance: &Instance, found: &mut Findings) {
         }
     }
     unknown_state(instance, &mut left);
+    // They tell of workers and sessions, of which there are none.
+    for dir in ["sessions", "pool/workers"] {
+        own_entries(instance, &instance.state_dir.join(dir))
+            .into_iter()
+            .for_each(|entry| left(entry.display().to_string()));
+    }
     for dir in work_places(instance) {
         own_entries(instance, &dir).into_iter().for_each(|entry| left(entry.display().to_string()));
     }

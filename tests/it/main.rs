@@ -39,6 +39,7 @@ mod program;
 mod proofs;
 mod recovery;
 mod reload;
+mod session_files;
 mod settings;
 mod shortages;
 mod stalls;

@@ -27,6 +27,7 @@ pub(super) struct DaemonDraft {
     instance: Option<InstanceName>,
     runtime_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
+    home: Option<PathBuf>,
     cgroup: Option<PathBuf>,
     limits: Option<LimitsMode>,
     log_level: Option<String>,
@@ -61,9 +62,11 @@ impl DaemonDraft {
             let suffix = if instance == default { String::new() } else { format!("-{instance}") };
             PathBuf::from(format!("{parent}/halsup{suffix}"))
         };
+        let state_dir = self.state_dir.unwrap_or_else(|| directory("/var/lib"));
         DaemonSpec {
             runtime_dir: self.runtime_dir.unwrap_or_else(|| directory("/run")),
-            state_dir: self.state_dir.unwrap_or_else(|| directory("/var/lib")),
+            home: self.home.unwrap_or_else(|| state_dir.clone()),
+            state_dir,
             cgroup: self.cgroup,
             limits: self.limits.unwrap_or(LimitsMode::Auto),
             log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),
@@ -121,6 +124,19 @@ pub(super) const KEYS: &[Key<DaemonDraft>] = &[
         what: "State and logs. `/var/lib/halsup-NAME` for another instance.",
         set: |daemon, node| {
             daemon.state_dir = Some(absolute(node)?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "home",
+        aliases: &[],
+        variable: "HAL9000_HOME",
+        kind: "path",
+        default: "",
+        bounds: Bounds::Length(DIRECTORY_BYTES_MAX),
+        what: "Where `sessions/NAME.json`, `pool/workers/NAME.json` and `pool/pool-manager.pid` are written, which tell who has which worker and are never read. The state directory if it is left out.",
+        set: |daemon, node| {
+            daemon.home = Some(absolute(node)?);
             Ok(())
         },
     },

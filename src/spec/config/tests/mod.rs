@@ -50,6 +50,7 @@ fn nothing_written_is_a_daemon_without_pools() {
         instance: crate::spec::InstanceName::default(),
         runtime_dir: "/run/halsup".into(),
         state_dir: "/var/lib/halsup".into(),
+        home: "/var/lib/halsup".into(),
         cgroup: None,
         limits: LimitsMode::Auto,
         log_level: "info".to_owned(),
