@@ -8,19 +8,32 @@ use sha2::{Digest as _, Sha256};
 
 use super::client::Client;
 use super::error::Error;
-use crate::protocol::control::{ListReply, ListRequest, Request, Target, TargetError, WorkerInfo, is_session_name};
+use crate::protocol::control::{
+    CallFailure, ListReply, ListRequest, Request, Target, TargetError, WorkerInfo, is_session_name,
+};
+use crate::protocol::service::ServiceError;
 
 /// Every claimed worker.
 ///
 /// # Errors
 /// The daemon's refusal, or a lost connection.
 pub(super) fn all(client: &mut Client) -> Result<Vec<WorkerInfo>, Error> {
-    let mut found = Vec::new();
-    client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
-        found.extend(reply.workers.into_iter().filter(|worker| worker.session.is_some()));
-        Ok(())
-    })?;
+    let mut found = workers(client)?;
+    found.retain(|worker| worker.session.is_some());
     Ok(found)
+}
+
+/// Every worker; none for a caller who may look at one pool alone, who names its workers.
+fn workers(client: &mut Client) -> Result<Vec<WorkerInfo>, Error> {
+    let mut found = Vec::new();
+    let listed = client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
+        found.extend(reply.workers);
+        Ok(())
+    });
+    match listed {
+        Err(Error::Refused(CallFailure::Service(ServiceError::PermissionDenied {}))) => Ok(Vec::new()),
+        listed => listed.map(|()| found),
+    }
 }
 
 /// The session of that name, or of the worker of that name.
@@ -76,17 +89,10 @@ impl Named {
         if matches!(target, Some(Target::All | Target::Worker(..))) {
             return Ok(target.unwrap_or(Target::All));
         }
-        let mut claimed = None;
-        let mut is_pool = false;
-        client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
-            for worker in reply.workers {
-                is_pool |= worker.pool == self.0;
-                if worker.session.as_ref().is_some_and(|session| session.name == self.0) {
-                    claimed = Some(worker);
-                }
-            }
-            Ok(())
-        })?;
+        let known = workers(client)?;
+        let is_pool = known.iter().any(|worker| worker.pool == self.0);
+        let named = |worker: &WorkerInfo| worker.session.as_ref().is_some_and(|session| session.name == self.0);
+        let claimed = known.into_iter().find(named);
         match (claimed, target) {
             (Some(worker), _) if is_pool => {
                 let reason = format!("{} is a pool and a session: the session's worker is {}", self.0, worker.name);
