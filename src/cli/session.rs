@@ -8,7 +8,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::client::Client;
 use super::error::Error;
-use crate::protocol::control::{ListReply, ListRequest, Request, Target, TargetError, WorkerInfo, is_session_name};
+use crate::protocol::control::{
+    CallFailure, ListReply, ListRequest, Request, Target, TargetError, WorkerInfo, is_session_name,
+};
+use crate::protocol::service::ServiceError;
 
 /// Every claimed worker.
 ///
@@ -16,11 +19,20 @@ use crate::protocol::control::{ListReply, ListRequest, Request, Target, TargetEr
 /// The daemon's refusal, or a lost connection.
 pub(super) fn all(client: &mut Client) -> Result<Vec<WorkerInfo>, Error> {
     let mut found = Vec::new();
-    client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
+    let listed = client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
         found.extend(reply.workers.into_iter().filter(|worker| worker.session.is_some()));
         Ok(())
-    })?;
+    });
+    unless_denied(listed)?;
     Ok(found)
+}
+
+/// Who may look at one pool alone knows no names of sessions, and says which worker is meant.
+fn unless_denied(listed: Result<(), Error>) -> Result<(), Error> {
+    match listed {
+        Err(Error::Refused(CallFailure::Service(ServiceError::PermissionDenied {}))) => Ok(()),
+        listed => listed,
+    }
 }
 
 /// The session of that name, or of the worker of that name.
@@ -78,7 +90,7 @@ impl Named {
         }
         let mut claimed = None;
         let mut is_pool = false;
-        client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
+        let listed = client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
             for worker in reply.workers {
                 is_pool |= worker.pool == self.0;
                 if worker.session.as_ref().is_some_and(|session| session.name == self.0) {
@@ -86,7 +98,8 @@ impl Named {
                 }
             }
             Ok(())
-        })?;
+        });
+        unless_denied(listed)?;
         match (claimed, target) {
             (Some(worker), _) if is_pool => {
                 let reason = format!("{} is a pool and a session: the session's worker is {}", self.0, worker.name);
