@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::attach::Attach;
-use super::claim_options::{ClaimOptions, pool_of, real_path};
+use super::claim_options::{ClaimOptions, Wanted, real_path};
 use super::context::Context;
 use super::error::Error;
 use super::terminal::size_of_terminal;
@@ -24,9 +24,15 @@ pub(super) struct Spawn {
     /// The same, as the system before this one said it.
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "dir")]
     via_parent: Option<Option<PathBuf>>,
-    /// The pool [default: the one whose workers can be claimed].
-    #[arg(long, value_name = "POOL", value_parser = super::pool_name)]
-    pool: Option<PoolName>,
+    /// The pool, which is what says how a session is made [default: the only one whose workers can be claimed].
+    #[arg(short, long, visible_alias = "pool", value_name = "NAME", value_parser = super::pool_name)]
+    profile: Option<PoolName>,
+    /// The image that it is to have, by which a pool is chosen.
+    #[arg(short, long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// The network that it is to have, own or parent, by which a pool is chosen.
+    #[arg(long, value_name = "NET", value_parser = ["own", "parent"])]
+    net: Option<String>,
     /// Print the session's name instead of attaching to it; so it is too where there is no terminal.
     #[arg(short, long)]
     detach: bool,
@@ -67,7 +73,8 @@ impl Spawn {
             output::complain_text(&format!("session {name} is there already"));
             return if attaches { Attach::to(name).run(context) } else { context.output.text(&escape::text(&name)) };
         }
-        let pool = pool_of(&mut client, self.pool)?;
+        let wanted = Wanted { pool: self.profile, image: self.image, net: self.net };
+        let (pool, _) = wanted.find(&mut client)?;
         let mut request = ClaimRequest::of(pool);
         self.options.fill(&mut request, Some(&dir))?;
         request.session = Some(name);

@@ -113,7 +113,8 @@ impl Daemon {
             counts.add(worker_state(view.state));
         }
         let name = pool.spec.name.to_string();
-        PoolInfo { name, service: pool.spec.service, min, max, wanted, claims: self.claims_info(pool), counts }
+        let (service, root, net) = (pool.spec.service, pool.spec.root.to_string(), pool.spec.net.to_string());
+        PoolInfo { name, service, min, max, wanted, root, net, claims: self.claims_info(pool), counts }
     }
 
     fn claims_info(&self, pool: &Pool) -> Option<ClaimsInfo> {

@@ -328,6 +328,8 @@ fn status() -> StatusReply {
             min: 1,
             max: 5,
             wanted: 3,
+            root: "host".into(),
+            net: "parent".into(),
             claims: Some(ClaimsInfo {
                 warm: 2,
                 busy: 1,
