@@ -15,6 +15,10 @@ use crate::protocol::control::{ChangeReply, ClaimReply, ClaimRequest, Request, T
 use crate::protocol::escape;
 use crate::spec::PoolName;
 
+/// The size of a terminal that nobody sees yet.
+const ROWS: u16 = 24;
+const COLUMNS: u16 = 80;
+
 /// Begin a session in a directory, or come back to the one that is there.
 #[derive(Debug, Args)]
 pub(super) struct Spawn {
@@ -78,13 +82,18 @@ impl Spawn {
         let mut request = ClaimRequest::of(pool);
         self.options.fill(&mut request, Some(&dir))?;
         request.session = Some(name);
-        if self.shell && request.command.is_none() {
+        let is_shell = request.command.is_none();
+        if self.shell && is_shell {
             request.command = Some(vec!["/bin/bash".to_owned(), "-i".to_owned()]);
         }
         if attaches {
             let size = size_of_terminal("spawn")?;
             (request.rows, request.columns) = (Some(size.rows), Some(size.columns));
+        } else if is_shell {
+            // A shell without a terminal would end at once: it waits on one that whoever attaches later sees.
+            (request.rows, request.columns) = (Some(ROWS), Some(COLUMNS));
         }
+        request.detached = Some(!attaches);
         let reply: ClaimReply = client.call(&Request::Claim(Box::new(request)))?;
         let from = if reply.warm { "warm" } else { "cold" };
         output::complain_text(&format!("session {} runs in {} ({from})", reply.session, reply.worker));

@@ -198,6 +198,12 @@ impl Daemon {
     }
 }
 
+/// Why limits of a worker are not held, as a sentence: what its pool's cgroup lacks, which is known of every worker, and what
+/// its own start has met.
+pub(in crate::daemon) fn missed_of(pool: &Pool, live: &Live) -> Option<String> {
+    sentence(pool.missed().chain(missed(live)))
+}
+
 /// Why limits of a worker are not held, a reason for each.
 fn missed(live: &Live) -> impl Iterator<Item = String> {
     live.enforcement.missing.iter().map(|missed| missed.reason.to_string())
