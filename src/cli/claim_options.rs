@@ -1,5 +1,6 @@
 //! What `claim` and `spawn` have in common: the options that say what is brought into a worker and what it may use.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::Args;
@@ -138,19 +139,114 @@ pub(super) fn pool_of(client: &mut Client, said: Option<PoolName>) -> Result<Poo
 /// # Errors
 /// When there is none, or more than one.
 pub(super) fn claimable_pool(client: &mut Client, said: Option<&PoolName>) -> Result<(PoolName, PoolInfo), Error> {
-    let status: StatusReply = client.call(&Request::Status(NoParameters {}))?;
-    let is_meant = |pool: &PoolInfo| pool.claims.is_some() && said.is_none_or(|said| pool.name == said.as_str());
-    let mut claimable = status.pools.into_iter().filter(is_meant);
-    let reason = match (claimable.next(), claimable.next(), said) {
-        (Some(pool), None, _) => {
-            let name = PoolName::parse(&pool.name).map_err(|error| Error::Usage { reason: error.to_string() })?;
-            return Ok((name, pool));
+    Wanted { pool: said.cloned(), ..Wanted::default() }.find(client)
+}
+
+/// By what a pool is chosen; nothing said is all the same.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// Its name.
+    pub(super) pool: Option<PoolName>,
+    /// Its root: the name of an image, a path, or `host`.
+    pub(super) image: Option<String>,
+    /// Its network: `own` or `parent`.
+    pub(super) net: Option<String>,
+}
+
+impl Wanted {
+    /// The one pool that it is, and what the daemon says of it.
+    ///
+    /// # Errors
+    /// When there is none, with how to make one, or more than one.
+    pub(super) fn find(&self, client: &mut Client) -> Result<(PoolName, PoolInfo), Error> {
+        let status: StatusReply = client.call(&Request::Status(NoParameters {}))?;
+        self.choose(status.pools).map_err(|reason| Error::NoClaims { reason })
+    }
+
+    fn choose(&self, pools: Vec<PoolInfo>) -> Result<(PoolName, PoolInfo), String> {
+        let mut claimable: Vec<PoolInfo> = pools.into_iter().filter(|pool| pool.claims.is_some()).collect();
+        if claimable.is_empty() && self.pool.is_none() {
+            return Err("no pool's workers can be claimed: write `claims = true` into one".to_owned());
         }
-        (Some(_), Some(_), _) => "workers of several pools can be claimed: say which with --pool".to_owned(),
-        (None, _, Some(said)) => {
-            format!("{said} is no pool whose workers can be claimed: write `claims = true` into it")
+        if let Some(name) = &self.pool {
+            claimable.retain(|pool| pool.name == name.as_str());
+            if claimable.is_empty() {
+                return Err(format!("{name} is no pool whose workers can be claimed: write `claims = true` into it"));
+            }
         }
-        (None, _, None) => "no pool's workers can be claimed: write `claims = true` into one".to_owned(),
-    };
-    Err(Error::NoClaims { reason })
+        if let Some(image) = &self.image {
+            let roots: BTreeSet<String> = claimable.iter().map(|pool| image_of(pool).to_owned()).collect();
+            claimable.retain(|pool| image_of(pool) == image);
+            if claimable.is_empty() {
+                let allowed = roots.into_iter().collect::<Vec<_>>().join(" ");
+                return Err(format!(
+                    "Security violation: image '{image}' not in allowlist ({allowed}): a session has the image of its pool; \
+                     write a pool with `claims = true` and `image = \"{image}\"` into the configuration, then halsup daemon reload"
+                ));
+            }
+        }
+        if let Some(net) = &self.net {
+            claimable.retain(|pool| pool.net == *net);
+            if claimable.is_empty() {
+                return Err(format!(
+                    "no such pool has the network {net:?}: a session has the network of its pool; write a pool with \
+                     `claims = true` and `net = \"{net}\"` into the configuration, then halsup daemon reload"
+                ));
+            }
+        }
+        let mut left = claimable.into_iter();
+        match (left.next(), left.next()) {
+            (Some(pool), None) => Ok((PoolName::parse(&pool.name).map_err(|error| error.to_string())?, pool)),
+            (Some(first), Some(second)) => {
+                let names = [first.name, second.name].into_iter().chain(left.map(|pool| pool.name));
+                let names = names.collect::<Vec<_>>().join(", ");
+                Err(format!("workers of several pools can be claimed: say which with --pool ({names})"))
+            }
+            (None, _) => Err("no pool's workers can be claimed: write `claims = true` into one".to_owned()),
+        }
+    }
+}
+
+/// The image that a pool's workers have, as people name it.
+fn image_of(pool: &PoolInfo) -> &str {
+    pool.root.strip_prefix("image:").unwrap_or(&pool.root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(name: &str, root: &str, net: &str) -> PoolInfo {
+        let (name, root, net) = (name.into(), root.into(), net.into());
+        let (claims, counts) = (Some(crate::protocol::control::ClaimsInfo::default()), Default::default());
+        PoolInfo { name, service: false, min: 0, max: 5, wanted: 0, root, net, claims, counts }
+    }
+
+    fn choose(name: &str, image: &str, net: &str) -> Result<String, String> {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let wanted = Wanted { pool: PoolName::parse(name).ok(), image: some(image), net: some(net) };
+        let pools = vec![
+            pool("base", "host", "parent"),
+            pool("java", "image:java:21", "parent"),
+            pool("sealed", "image:java:21", "own"),
+            PoolInfo { claims: None, ..pool("web", "host", "own") },
+        ];
+        wanted.choose(pools).map(|(name, _)| name.to_string())
+    }
+
+    #[test]
+    fn a_pool_is_chosen_by_name_image_and_network() {
+        assert_eq!(choose("java", "", ""), Ok("java".into()));
+        assert_eq!(choose("", "host", ""), Ok("base".into()));
+        assert_eq!(choose("", "java:21", "own"), Ok("sealed".into()));
+        assert_eq!(choose("", "", "own"), Ok("sealed".into()));
+        let refused = |name, image, net| choose(name, image, net).unwrap_err();
+        assert!(refused("", "", "").contains("say which with --pool (base, java, sealed)"));
+        assert!(refused("web", "", "").starts_with("web is no pool whose workers can be claimed"));
+        let unknown = refused("", "evil", "");
+        assert!(unknown.starts_with("Security violation: image 'evil' not in allowlist (host java:21)"), "{unknown}");
+        assert!(unknown.contains("image = \"evil\""), "{unknown}");
+        assert!(refused("base", "java:21", "").starts_with("Security violation: image 'java:21'"));
+        assert!(refused("base", "", "own").contains("network \"own\""));
+    }
 }

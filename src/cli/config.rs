@@ -12,6 +12,9 @@ use crate::spec::{Config, PoolName, parse_config, pool_from_command};
 /// Where the configuration is, unless somebody says otherwise.
 pub(super) const DEFAULT_PATH: &str = "/etc/halsup/halsup.toml";
 
+/// Whether there are to be warm workers, where no file says it.
+const POOL_ENABLED: &str = "ENABLE_POOL_MANAGER";
+
 /// How much of a file is read, in bytes: one more than a configuration may have, so that `spec` sees that it is too long.
 const READ_BYTES_MAX: u64 = (1 << 20) + 1;
 
@@ -32,6 +35,19 @@ pub(super) fn load(path: &Path, environment: &BTreeMap<String, String>) -> Resul
     let wrong = |lines: Vec<String>| Error::Config { path: Some(path.into()), lines };
     let text = String::from_utf8(bytes).map_err(|error| wrong(vec![error.utf8_error().to_string()]))?;
     check(path, &text, environment)
+}
+
+/// What holds without a file: one pool whose workers can be claimed, warm ones where the variables of the system before this
+/// one ask for them.
+///
+/// # Errors
+/// A variable is wrong (exit 2).
+pub(super) fn without_file(environment: &BTreeMap<String, String>) -> Result<&'static str, Error> {
+    match environment.get(POOL_ENABLED).map_or("", String::as_str) {
+        "true" | "1" => Ok("[pool.hal9000.claims]\n"),
+        "" | "false" | "0" => Ok("[pool.hal9000.claims]\nmin = 0\n"),
+        other => Err(Error::Usage { reason: format!("{POOL_ENABLED}: found {other:?}; expected true or false") }),
+    }
 }
 
 /// Checks the text of the file at `path`.

@@ -67,6 +67,23 @@ impl Context {
         self.config.as_deref().unwrap_or(self.default_config)
     }
 
+    /// The configuration that a daemon has for want of a file; `None` where there is one, or one was named.
+    ///
+    /// # Errors
+    /// A variable is wrong.
+    pub(super) fn config_without_file(&self) -> Result<Option<&'static str>, Error> {
+        let missing = self.config.is_none() && !self.default_config.exists();
+        missing.then(|| config::without_file(&self.environment)).transpose()
+    }
+
+    /// The configuration that a daemon is to have: the file's, or what holds without one.
+    pub(super) fn daemon_config(&self) -> Result<Config, Error> {
+        match self.config_without_file()? {
+            Some(text) => self.check_config(text),
+            None => self.load_config(),
+        }
+    }
+
     /// Reads the configuration.
     pub(super) fn load_config(&self) -> Result<Config, Error> {
         config::load(self.config_path(), &self.environment)

@@ -52,7 +52,7 @@ impl Verb {
             Self::Restart(Restart { stop }) => {
                 // A configuration that is wrong must not end a daemon that runs.
                 context.refuse_socket()?;
-                context.load_config()?;
+                context.daemon_config()?;
                 let stopped = stop.run(context);
                 // Workers that are stuck are reported, and keep nobody from a new daemon.
                 if !matches!(stopped, Ok(()) | Err(Error::Stuck { .. })) {

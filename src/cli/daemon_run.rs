@@ -37,7 +37,8 @@ impl Run {
         // Before anything is opened, and before anything can go wrong.
         let handover = Handover::take().map_err(|sentence| Error::NotStarted { sentence, code: ExitCode::Failed })?;
         context.refuse_socket()?;
-        let config = match handover.as_ref().and_then(Handover::config) {
+        let without_file = context.config_without_file()?;
+        let config = match handover.as_ref().and_then(Handover::config).or(without_file) {
             Some(text) => context.check_config(text)?,
             None => context.load_config()?,
         };
@@ -47,7 +48,7 @@ impl Run {
             // The directory of whoever called must not be held for the daemon's life.
             rustix::process::chdir("/").unwrap_or_default();
         }
-        crate::daemon::run(config, RunOptions { config_path: Some(path), when_ready: None, handover })?;
+        crate::daemon::run(config, RunOptions { config_path: Some(path), without_file, when_ready: None, handover })?;
         Ok(())
     }
 }

@@ -63,7 +63,7 @@ impl Start {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let stopwatch = Stopwatch::start();
         context.refuse_socket()?;
-        let config = context.load_config()?;
+        let config = context.daemon_config()?;
         let socket = socket_in(&config.daemon.runtime_dir);
         if let Some(pid) = running(&socket)? {
             return report(context, &Started { was_running: true, pid, ready_ms: 0, log: None });
@@ -101,10 +101,12 @@ impl Start {
         let failed = |operation| move |source| Error::Spawn { operation, source };
         let program = std::env::current_exe().map_err(failed("find this program"))?;
         let log = place.open_log().map_err(|source| Error::WriteFile { path: place.log.clone(), source })?;
-        let mut child = std::process::Command::new(program)
-            .args(["daemon", "run", "--background"])
-            .arg("--config")
-            .arg(context.config_path())
+        let mut command = std::process::Command::new(program);
+        command.args(["daemon", "run", "--background"]);
+        if context.config_without_file()?.is_none() {
+            command.arg("--config").arg(context.config_path());
+        }
+        let mut child = command
             .env_clear()
             .envs(context.environment())
             .env(manager::SOCKET, &place.socket_path)

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::attach::Attach;
-use super::claim_options::{ClaimOptions, pool_of, real_path};
+use super::claim_options::{ClaimOptions, Wanted, real_path};
 use super::context::Context;
 use super::error::Error;
 use super::terminal::size_of_terminal;
@@ -14,6 +14,10 @@ use super::{output, session};
 use crate::protocol::control::{ChangeReply, ClaimReply, ClaimRequest, Request, TargetRequest};
 use crate::protocol::escape;
 use crate::spec::PoolName;
+
+/// The size of a terminal that nobody sees yet.
+const ROWS: u16 = 24;
+const COLUMNS: u16 = 80;
 
 /// Begin a session in a directory, or come back to the one that is there.
 #[derive(Debug, Args)]
@@ -24,9 +28,15 @@ pub(super) struct Spawn {
     /// The same, as the system before this one said it.
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "dir")]
     via_parent: Option<Option<PathBuf>>,
-    /// The pool [default: the one whose workers can be claimed].
-    #[arg(long, value_name = "POOL", value_parser = super::pool_name)]
-    pool: Option<PoolName>,
+    /// The pool, which is what says how a session is made [default: the only one whose workers can be claimed].
+    #[arg(short, long, visible_alias = "pool", value_name = "NAME", value_parser = super::pool_name)]
+    profile: Option<PoolName>,
+    /// The image that it is to have, by which a pool is chosen.
+    #[arg(short, long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// The network that it is to have, own or parent, by which a pool is chosen.
+    #[arg(long, value_name = "NET", value_parser = ["own", "parent"])]
+    net: Option<String>,
     /// Print the session's name instead of attaching to it; so it is too where there is no terminal.
     #[arg(short, long)]
     detach: bool,
@@ -67,17 +77,23 @@ impl Spawn {
             output::complain_text(&format!("session {name} is there already"));
             return if attaches { Attach::to(name).run(context) } else { context.output.text(&escape::text(&name)) };
         }
-        let pool = pool_of(&mut client, self.pool)?;
+        let wanted = Wanted { pool: self.profile, image: self.image, net: self.net };
+        let (pool, _) = wanted.find(&mut client)?;
         let mut request = ClaimRequest::of(pool);
         self.options.fill(&mut request, Some(&dir))?;
         request.session = Some(name);
-        if self.shell && request.command.is_none() {
+        let is_shell = request.command.is_none();
+        if self.shell && is_shell {
             request.command = Some(vec!["/bin/bash".to_owned(), "-i".to_owned()]);
         }
         if attaches {
             let size = size_of_terminal("spawn")?;
             (request.rows, request.columns) = (Some(size.rows), Some(size.columns));
+        } else if is_shell {
+            // A shell without a terminal would end at once: it waits on one that whoever attaches later sees.
+            (request.rows, request.columns) = (Some(ROWS), Some(COLUMNS));
         }
+        request.detached = Some(!attaches);
         let reply: ClaimReply = client.call(&Request::Claim(Box::new(request)))?;
         let from = if reply.warm { "warm" } else { "cold" };
         output::complain_text(&format!("session {} runs in {} ({from})", reply.session, reply.worker));

@@ -222,7 +222,9 @@ chroma  unhealthy (2 missed)   -     -           -     3m12s  0         -
 #[test]
 fn status_says_what_is_not_enforced() {
     let counts = StateCounts { healthy: 2, crashed: 1, ..StateCounts::default() };
-    let pool = PoolInfo { name: "web".into(), service: false, min: 3, max: 3, wanted: 3, claims: None, counts };
+    let (root, net) = ("host".into(), "parent".into());
+    let pool =
+        PoolInfo { name: "web".into(), service: false, min: 3, max: 3, wanted: 3, root, net, claims: None, counts };
     let status = StatusReply {
         version: "0.1.0".into(),
         protocol: 1,

@@ -96,7 +96,7 @@ impl Up {
             let environment = context.environment();
             (config::of_command(self.name, self.size, &self.command, &overrides, environment)?, None)
         };
-        crate::daemon::run(config, RunOptions { config_path, when_ready, handover: None })?;
+        crate::daemon::run(config, RunOptions { config_path, without_file: None, when_ready, handover: None })?;
         Ok(())
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Wanted {
     pub(super) cpu_millis: Option<u64>,
     /// `pids.max`; 0 is none.
     pub(super) pids: Option<u64>,
+    /// Whether nobody will be attached to it when it begins.
+    pub(super) detached: bool,
     /// The size of the terminal, if there is to be one.
     pub(super) window: Option<Window>,
     /// What is remembered.
@@ -102,7 +104,7 @@ impl Daemon {
             cwd: Some(cwd.display().to_string()),
             created_msec: super::clock::msec(super::clock::wall()),
             terminal: terminal.is_some(),
-            detached: wanted.window.is_none(),
+            detached: wanted.detached,
             limits: SessionLimits::of(&limits),
             command,
             labels: wanted.labels,

@@ -488,7 +488,8 @@ fn shared(
 fn config_text(handover: Option<&Handover>, options: &RunOptions, persist: &mut super::persist::Persist) -> String {
     let read = |path| std::fs::read_to_string(path).ok();
     let handed = handover.and_then(Handover::config).map(str::to_owned);
-    let text = handed.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
+    let text = handed.or_else(|| options.without_file.map(str::to_owned));
+    let text = text.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
     persist.keep_config(&text);
     text
 }

@@ -79,6 +79,8 @@ use crate::spec::{Config, PoolName};
 pub struct RunOptions {
     /// Where the configuration was read from, for `Reload` and `Status`; `None` came from the command line.
     pub config_path: Option<PathBuf>,
+    /// The configuration where there is no file yet.
+    pub without_file: Option<&'static str>,
     /// Called once, when every first worker is ready or cannot be.
     pub when_ready: Option<fn(&StatusReply, &[WorkerInfo])>,
     /// What another build of this program has handed over, which this process was before.

@@ -54,7 +54,7 @@ pub(super) struct Session {
     pub created_msec: u64,
     /// Whether its program has a terminal.
     pub terminal: bool,
-    /// Whether it began without a terminal of its caller's.
+    /// Whether nobody was to be attached to it when it began.
     #[serde(default)]
     pub detached: bool,
     /// What it may use; nothing written is no limit.

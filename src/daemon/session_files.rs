@@ -13,7 +13,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::birth::{chain, limits_reason};
+use super::birth::chain;
+use super::control::missed_of;
 use super::launch::{refused, wait_for_other};
 use super::live::Live;
 use super::own_files::{OwnFiles, Removed, Watch};
@@ -131,10 +132,10 @@ struct LimitsFile {
 }
 
 impl LimitsFile {
-    fn new(limits: SessionLimits, live: &Live) -> Self {
+    fn new(limits: SessionLimits, pool: &Pool, live: &Live) -> Self {
         let SessionLimits { memory_bytes, cpu_millis, pids } = limits;
         let any = memory_bytes.or(cpu_millis).or(pids).is_some();
-        let reason = limits_reason(&live.enforcement).filter(|_| any);
+        let reason = missed_of(pool, live).filter(|_| any);
         Self {
             enabled: any && reason.is_none(),
             memory: memory_bytes.map(format_bytes),
@@ -342,7 +343,7 @@ impl Daemon {
             project_dir: session.and_then(|session| session.project.as_deref()),
             session: session.map(|session| session.name.as_str()),
             last_used: (!leased).then_some(Value::Null),
-            resource_limits: LimitsFile::new(limits, live),
+            resource_limits: LimitsFile::new(limits, pool, live),
             pid: live.init_pid,
         };
         told(&name, &file)
@@ -363,7 +364,7 @@ impl Daemon {
             detached: session.detached,
             // A worker serves one session, and goes with it.
             remove_on_exit: true,
-            resource_limits: LimitsFile::new(session.limits, live),
+            resource_limits: LimitsFile::new(session.limits, pool, live),
             user_isolation: UserFile { user_id: session.owner, worker_uid: live.uid },
             worker: &name,
             container_id: id_text(live),

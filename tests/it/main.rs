@@ -49,6 +49,7 @@ mod supervision;
 mod survival;
 mod systemd;
 mod terminals;
+mod twins;
 mod upgrade;
 mod varlink_client;
 mod volumes;

@@ -163,9 +163,10 @@ fn what_a_killed_daemon_has_told_is_true_again_after_the_next_start() {
     let mine = home.join("sessions/notes.txt");
     daemon.wait_until("the truth", |_| {
         let sessions = names(&home.join("sessions"));
-        let true_again = read(&home.join("sessions/one.json")).is_some_and(|now| now == before);
-        (sessions == ["notes.txt", "one.json"] && true_again).then_some(())
+        let written_anew = read(&home.join("sessions/one.json")).is_some_and(|now| now["pid"] != 1);
+        (sessions == ["notes.txt", "one.json"] && written_anew).then_some(())
     });
+    assert_eq!(session_file(&mut daemon, &home, "one"), before);
     daemon.wait_until("two workers", |_| {
         let workers = names(&home.join("pool/workers"));
         (workers.len() == 2 && !workers.contains(&"work.99.json".to_owned())).then_some(())

@@ -113,7 +113,8 @@ impl Daemon {
             counts.add(worker_state(view.state));
         }
         let name = pool.spec.name.to_string();
-        PoolInfo { name, service: pool.spec.service, min, max, wanted, claims: self.claims_info(pool), counts }
+        let (service, root, net) = (pool.spec.service, pool.spec.root.to_string(), pool.spec.net.to_string());
+        PoolInfo { name, service, min, max, wanted, root, net, claims: self.claims_info(pool), counts }
     }
 
     fn claims_info(&self, pool: &Pool) -> Option<ClaimsInfo> {
@@ -195,6 +196,12 @@ impl Daemon {
     fn milliseconds_until(&self, at: Time) -> u64 {
         u64::try_from(clock::since(self.now, at).as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// Why limits of a worker are not held, as a sentence: what its pool's cgroup lacks, which is known of every worker, and what
+/// its own start has met.
+pub(in crate::daemon) fn missed_of(pool: &Pool, live: &Live) -> Option<String> {
+    sentence(pool.missed().chain(missed(live)))
 }
 
 /// Why limits of a worker are not held, a reason for each.

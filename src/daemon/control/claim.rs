@@ -273,6 +273,7 @@ fn wanted(request: &ClaimRequest, pool: &PoolSpec, owner: u32, trusted: bool, nu
         cpu_millis: request.cpu_millis,
         pids: request.pids,
         window,
+        detached: request.detached.unwrap_or(true),
         labels: request.labels.clone().unwrap_or_default(),
     })
 }

@@ -37,6 +37,7 @@ use mio::Interest;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
+pub(super) use self::answers::missed_of;
 use self::claim::Claims;
 use self::client::Client;
 pub(super) use self::client::Task;

@@ -60,6 +60,9 @@ pub struct ClaimRequest {
     /// Whether to refuse where no worker is warm instead of starting one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_only: Option<bool>,
+    /// Whether nobody will be attached to it when it begins; remembered for scripts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<bool>,
 }
 
 impl ClaimRequest {
@@ -83,6 +86,7 @@ impl ClaimRequest {
             columns: None,
             labels: None,
             warm_only: None,
+            detached: None,
         }
     }
 

@@ -328,6 +328,8 @@ fn status() -> StatusReply {
             min: 1,
             max: 5,
             wanted: 3,
+            root: "host".into(),
+            net: "parent".into(),
             claims: Some(ClaimsInfo {
                 warm: 2,
                 busy: 1,
@@ -463,7 +465,7 @@ fn every_method_has_a_request_with_the_described_parameters() {
         "replay": false, "text": "ls\r", "command": ["ls", "-l"], "env": ["A=b"], "terminal": true, "columns": 80,
         "rows": 24, "session": "site", "name": "data", "project": "/home/x", "project_target": "/w", "project_read_only": true,
         "mounts": ["/a:/b"], "secrets": ["k=v"], "memory_bytes": 1, "cpu_millis": 1, "pids": 1, "labels": ["a=b"],
-        "warm_only": true, "paused": true,
+        "warm_only": true, "detached": true, "paused": true,
         "image": "alpine", "default_name": "a/b:c", "replace": true, "usage": true, "names": ["data"],
     });
     for (method, (parameters, _)) in &interface.methods {

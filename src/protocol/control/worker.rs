@@ -170,6 +170,12 @@ pub struct PoolInfo {
     pub max: u32,
     /// How many it is to have now.
     pub wanted: u32,
+    /// What `/` is inside, as the configuration writes it.
+    #[serde(default)]
+    pub root: String,
+    /// The network, as the configuration writes it.
+    #[serde(default)]
+    pub net: String,
     /// Of a pool whose workers can be claimed; its sizes are those of the warm ones.
     pub claims: Option<ClaimsInfo>,
     /// Its workers by state.

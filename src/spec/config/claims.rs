@@ -105,6 +105,16 @@ pub(super) const CLAIM_KEYS: &[Key<ClaimsDraft>] = &[
         },
     },
     Key {
+        name: "check_interval",
+        aliases: &["check_interval_seconds"],
+        variable: "CHECK_INTERVAL",
+        kind: "duration",
+        default: "\"30s\"",
+        bounds: Bounds::Time(Duration::from_secs(1), Duration::from_secs(86_400)),
+        what: "Within this time what is missing is made up for. Nothing waits for it: that begins with the event.",
+        set: |_, node| node.duration().map(|_| ()).map_err(Into::into),
+    },
+    Key {
         name: "sessions",
         aliases: &[],
         variable: "",
