@@ -78,7 +78,7 @@ fn a_worker_has_its_own_everything_but_the_network() {
     assert_eq!(told["core"], "0");
     assert_eq!(told["oom"], "0", "the daemon is not for the killer, its workers are");
     assert_eq!(told["sockets"], "");
-    assert_eq!(told["run"], "worker ");
+    assert_eq!(told["run"], "secrets worker ", "a place for secrets, where none are");
     assert_eq!(told["dev"], "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero ");
     assert_eq!(told["init"], "hidden");
     let uid: Vec<&str> = told["uid"].split(' ').collect();
