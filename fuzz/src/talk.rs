@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use halsup::protocol::attach::CELLS_MAX;
 use halsup::protocol::channel::{self, ChannelError, FromWorker, ToWorker};
 use halsup::protocol::control::{
-    LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_MAX, Request, SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Scope,
+    LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_MAX, Request, SCALE_COUNT_MAX, SEND_BYTES_MAX, SHUTDOWN_TIMEOUT_MS_MAX,
+    Scope,
 };
 use halsup::protocol::notify::{self, DATAGRAM_BYTES_MAX, DURATION_MAX, STATUS_CHARS_MAX};
 use halsup::protocol::varlink::{Call, Decoder, FRAME_BYTES_MAX, FrameError, Reply};
@@ -125,6 +127,16 @@ fn accepted(request: &Request, more: bool) {
     }
     if let Request::Logs(logs) = request {
         assert!(logs.lines() <= LOG_LINES_MAX);
+    }
+    if let Request::Send(send) = request {
+        assert!((1..=SEND_BYTES_MAX).contains(&send.text.len()));
+    }
+    if let Request::Exec(exec) = request {
+        let words = exec.command.iter().chain(exec.env.iter().flatten());
+        assert!(exec.command.first().is_some_and(|program| !program.is_empty()));
+        assert!(words.clone().count() <= 2_048 && words.clone().all(|word| !word.contains('\0')));
+        assert!(exec.env.iter().flatten().all(|variable| variable.find('=').is_some_and(|at| at > 0)));
+        assert!([exec.columns, exec.rows].iter().flatten().all(|cells| (1..=CELLS_MAX).contains(cells)));
     }
     if let Request::Events(events) = request {
         assert!(events.last() <= LAST_MAX);

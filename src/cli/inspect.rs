@@ -5,23 +5,25 @@ use clap::Args;
 use super::context::Context;
 use super::error::Error;
 use super::human;
+use super::session::Named;
 use super::table::pairs;
-use crate::protocol::control::{DeathCertificate, InspectReply, Inspection, LimitInfo, Request, Target, TargetRequest};
+use crate::protocol::control::{DeathCertificate, InspectReply, Inspection, LimitInfo, Request, TargetRequest};
 use crate::protocol::escape;
 
 /// Show everything that is known of workers.
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// all, a pool such as web, or a worker such as web.3.
+    /// all, a pool such as web, a worker such as web.3, or a session.
     #[arg(value_name = "TARGET", value_parser = super::target)]
-    pub(super) target: Target,
+    pub(super) target: Named,
 }
 
 impl Inspect {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let mut all = InspectReply::default();
-        let request = Request::Inspect(TargetRequest { target: self.target });
-        context.client()?.call_more(&request, |reply: InspectReply| {
+        let mut client = context.client()?;
+        let request = Request::Inspect(TargetRequest { target: self.target.meant(&mut client)? });
+        client.call_more(&request, |reply: InspectReply| {
             all.workers.extend(reply.workers);
             Ok(())
         })?;

@@ -5,7 +5,8 @@ use clap::Args;
 use super::context::Context;
 use super::error::Error;
 use super::order;
-use crate::protocol::control::{KillRequest, Request, Target};
+use super::session::Named;
+use crate::protocol::control::{KillRequest, Request};
 use crate::spec::parse_signal;
 
 /// Send a signal to main programs; without -s, kill every process of the workers at once.
@@ -16,9 +17,9 @@ pub(super) struct Kill {
     /// Name or number of a signal for the main programs.
     #[arg(short, long, value_name = "SIGNAL", value_parser = parse_signal)]
     pub(super) signal: Option<i32>,
-    /// all, a pool such as web, or a worker such as web.3.
+    /// all, a pool such as web, a worker such as web.3, or a session.
     #[arg(required = true, value_name = "TARGET", value_parser = super::target)]
-    pub(super) targets: Vec<Target>,
+    pub(super) targets: Vec<Named>,
 }
 
 impl Kill {

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::context::Context;
 use super::error::Error;
+use super::session::Named;
 use crate::protocol::control::{LOG_LINES_DEFAULT, LOG_LINES_MAX, LogEntry, LogsReply, LogsRequest, Request, Target};
 use crate::protocol::escape;
 
@@ -20,17 +21,18 @@ pub(super) struct Logs {
     /// Begin each line with its time.
     #[arg(short, long)]
     pub(super) timestamps: bool,
-    /// A worker such as web.3, or a pool or service.
+    /// A worker such as web.3, a session, or a pool or service.
     #[arg(value_name = "TARGET", value_parser = super::target)]
-    pub(super) worker: Target,
+    pub(super) worker: Named,
 }
 
 impl Logs {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
-        let layout = Layout { timestamps: self.timestamps, names: !matches!(self.worker, Target::Worker(..)) };
-        let request =
-            Request::Logs(LogsRequest { worker: self.worker, lines: Some(self.lines), follow: Some(self.follow) });
-        context.client()?.call_more(&request, |reply: LogsReply| {
+        let mut client = context.client()?;
+        let worker = self.worker.meant(&mut client)?;
+        let layout = Layout { timestamps: self.timestamps, names: !matches!(worker, Target::Worker(..)) };
+        let request = Request::Logs(LogsRequest { worker, lines: Some(self.lines), follow: Some(self.follow) });
+        client.call_more(&request, |reply: LogsReply| {
             if context.output.is_json() {
                 return reply.entries.iter().try_for_each(|entry| context.output.json_line(entry));
             }

@@ -263,8 +263,8 @@ fn instance_name(text: &str) -> Result<InstanceName, String> {
     InstanceName::parse(text).map_err(|error| error.to_string())
 }
 
-/// For clap: a target as `all`, `web` or `web.3`.
-fn target(text: &str) -> Result<crate::protocol::control::Target, String> {
+/// For clap: a target as `all`, `web`, `web.3` or the name of a session.
+fn target(text: &str) -> Result<session::Named, String> {
     text.parse().map_err(|error: crate::protocol::control::TargetError| error.to_string())
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::context::Context;
 use super::error::Error;
+use super::session::Named;
 use crate::protocol::control::{ChangeReply, Request, Target};
 use crate::protocol::escape;
 
@@ -25,13 +26,14 @@ pub(super) fn give(
     context: &Context,
     verb: &str,
     done: &str,
-    targets: &[Target],
+    targets: &[Named],
     request: impl Fn(Target) -> Request,
 ) -> Result<(), Error> {
     let mut client = context.client()?;
     let mut first_incomplete = None;
     for target in targets {
-        let change: ChangeReply = client.call(&request(target.clone()))?;
+        let meant = target.meant(&mut client)?;
+        let change: ChangeReply = client.call(&request(meant))?;
         let outcome = report(context, verb, done, &target.to_string(), change)?;
         first_incomplete = first_incomplete.or(outcome);
     }

@@ -1,24 +1,39 @@
 //! Sessions by name: which worker it is, and the name that a directory's session has.
 
+use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
 use super::client::Client;
 use super::error::Error;
-use crate::protocol::control::{ListReply, ListRequest, Request, Target, WorkerInfo};
+use crate::protocol::control::{
+    CallFailure, ListReply, ListRequest, Request, Target, TargetError, WorkerInfo, is_session_name,
+};
+use crate::protocol::service::ServiceError;
 
 /// Every claimed worker.
 ///
 /// # Errors
 /// The daemon's refusal, or a lost connection.
 pub(super) fn all(client: &mut Client) -> Result<Vec<WorkerInfo>, Error> {
-    let mut found = Vec::new();
-    client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
-        found.extend(reply.workers.into_iter().filter(|worker| worker.session.is_some()));
-        Ok(())
-    })?;
+    let mut found = workers(client)?;
+    found.retain(|worker| worker.session.is_some());
     Ok(found)
+}
+
+/// Every worker; none for a caller who may look at one pool alone, who names its workers.
+fn workers(client: &mut Client) -> Result<Vec<WorkerInfo>, Error> {
+    let mut found = Vec::new();
+    let listed = client.call_more(&Request::List(ListRequest::default()), |reply: ListReply| {
+        found.extend(reply.workers);
+        Ok(())
+    });
+    match listed {
+        Err(Error::Refused(CallFailure::Service(ServiceError::PermissionDenied {}))) => Ok(Vec::new()),
+        listed => listed.map(|()| found),
+    }
 }
 
 /// The session of that name, or of the worker of that name.
@@ -41,6 +56,53 @@ pub(super) fn target_of(worker: &WorkerInfo) -> Result<Target, Error> {
         .name
         .parse()
         .map_err(|error: crate::protocol::control::TargetError| Error::Usage { reason: error.to_string() })
+}
+
+/// What an order is about, as it was said: `all`, a pool, a worker, or a session by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Named(String);
+
+impl FromStr for Named {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        match text.parse::<Target>() {
+            Err(error) if !is_session_name(text) => Err(error),
+            Ok(_) | Err(_) => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Named {
+    /// What it is about. A session's name goes before a pool's, unless there is such a pool.
+    ///
+    /// # Errors
+    /// No such session (exit 5); both a session and a pool (2).
+    pub(super) fn meant(&self, client: &mut Client) -> Result<Target, Error> {
+        let target = self.0.parse().ok();
+        if matches!(target, Some(Target::All | Target::Worker(..))) {
+            return Ok(target.unwrap_or(Target::All));
+        }
+        let known = workers(client)?;
+        let is_pool = known.iter().any(|worker| worker.pool == self.0);
+        let named = |worker: &WorkerInfo| worker.session.as_ref().is_some_and(|session| session.name == self.0);
+        let claimed = known.into_iter().find(named);
+        match (claimed, target) {
+            (Some(worker), _) if is_pool => {
+                let reason = format!("{} is a pool and a session: the session's worker is {}", self.0, worker.name);
+                Err(Error::Usage { reason })
+            }
+            (Some(worker), _) => target_of(&worker),
+            (None, Some(target)) => Ok(target),
+            (None, None) => Err(Error::SessionNotFound { name: self.0.clone() }),
+        }
+    }
 }
 
 /// The name of a directory's session, always the same: `hal-9000-<its name>-<beginning of its path's digest>`.

@@ -5,22 +5,25 @@ use clap::Args;
 use super::context::Context;
 use super::error::Error;
 use super::human;
+use super::session::Named;
 use super::table::table;
-use crate::protocol::control::{Request, StatsReply, StatsRequest, Target, WorkerStats};
+use crate::protocol::control::{Request, StatsReply, StatsRequest, WorkerStats};
 
 /// Show what workers use; - where the host cannot tell.
 #[derive(Debug, Args)]
 pub(super) struct Stats {
-    /// all, a pool such as web, or a worker such as web.3.
+    /// all, a pool such as web, a worker such as web.3, or a session.
     #[arg(value_name = "TARGET", value_parser = super::target)]
-    pub(super) target: Option<Target>,
+    pub(super) target: Option<Named>,
 }
 
 impl Stats {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let mut all = StatsReply::default();
-        let request = Request::Stats(StatsRequest { target: self.target });
-        context.client()?.call_more(&request, |reply: StatsReply| {
+        let mut client = context.client()?;
+        let target = self.target.map(|named| named.meant(&mut client)).transpose()?;
+        let request = Request::Stats(StatsRequest { target });
+        client.call_more(&request, |reply: StatsReply| {
             all.workers.extend(reply.workers);
             Ok(())
         })?;

@@ -5,14 +5,15 @@ use clap::Args;
 use super::context::Context;
 use super::error::Error;
 use super::order;
-use crate::protocol::control::{Request, Target, TargetRequest};
+use super::session::Named;
+use crate::protocol::control::{Request, TargetRequest};
 
 /// Stop workers; waits until nothing of them is left.
 #[derive(Debug, Args)]
 pub(super) struct Stop {
-    /// all, a pool such as web, or a worker such as web.3.
+    /// all, a pool such as web, a worker such as web.3, or a session.
     #[arg(required = true, value_name = "TARGET", value_parser = super::target)]
-    pub(super) targets: Vec<Target>,
+    pub(super) targets: Vec<Named>,
 }
 
 impl Stop {

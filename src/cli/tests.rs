@@ -4,7 +4,7 @@ use clap::CommandFactory as _;
 
 use super::*;
 use crate::protocol::control::{
-    Cause, Controllers, DaemonState, PoolInfo, StateCounts, StatusReply, Target, WorkerInfo, WorkerState, WorkerStats,
+    Cause, Controllers, DaemonState, PoolInfo, StateCounts, StatusReply, WorkerInfo, WorkerState, WorkerStats,
 };
 
 fn parse(line: &str) -> Result<Arguments, clap::Error> {
@@ -157,7 +157,7 @@ fn what_is_not_right_is_refused_by_name() {
 fn values_arrive_where_they_belong() {
     let Verb::Kill(kill) = parse("kill -s term web.3 all").unwrap().verb else { panic!() };
     assert_eq!(kill.signal, Some(15));
-    assert_eq!(kill.targets, ["web.3".parse::<Target>().unwrap(), Target::All]);
+    assert_eq!(kill.targets, ["web.3", "all"].map(|name| name.parse::<session::Named>().unwrap()));
     let Verb::Up(up) = parse("up --size 3 --port 80 -- prog --size 9 -- x").unwrap().verb else { panic!() };
     assert_eq!((up.size, up.command), (3, ["prog", "--size", "9", "--", "x"].map(String::from).to_vec()));
     let overrides = config::PoolOverrides::from(up.options);

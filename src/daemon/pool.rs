@@ -235,7 +235,7 @@ fn resolve(root: &Root, daemon: &DaemonSpec) -> Result<Resolved, PoolError> {
 }
 
 /// What is said of an image that is not there.
-fn image_missing(name: &ImageName) -> String {
+pub(super) fn image_missing(name: &ImageName) -> String {
     format!(
         "image '{name}' not found: pull it by `halsup image pull {name}`, or import an archive of it by `halsup image import FILE --name {name}`"
     )

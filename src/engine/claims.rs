@@ -50,16 +50,28 @@ impl Pool {
         self.wanted.saturating_add(self.claims.extra)
     }
 
-    /// Numbers for new places. Those of places that are being given up are taken back, but where there are claims: there
-    /// numbers count on, so that a name is not used again soon.
-    pub(super) fn free_slots(&mut self, count: u32) -> Vec<u32> {
-        if self.policy.claims.is_some() {
-            return (0..count).map(|_| self.next_slot()).collect();
+    /// The places that are missing and those that are too many, where the first so many are to be there.
+    pub(super) fn unfit(&self) -> (Vec<u32>, Vec<u32>) {
+        let is_there = |slot: &u32| self.slots.get(slot).is_some_and(|worker| worker.after != Some(After::Gone));
+        let missing = (0..self.wanted).filter(|slot| !is_there(slot)).collect();
+        (missing, self.slots.range(self.wanted..).map(|(&slot, _)| slot).rev().collect())
+    }
+
+    /// The same where there are claims: what is leased counts for neither, and while the pool is paused nothing does.
+    pub(super) fn unfit_of_claims(&mut self) -> (Vec<u32>, Vec<u32>) {
+        if self.claims.paused {
+            return (Vec::new(), Vec::new());
         }
-        let is_own = |worker: &Worker| worker.lease.is_none() && worker.after != Some(After::Gone);
-        let mut taken = self.slots.iter().filter(|(_, worker)| is_own(worker)).map(|(&slot, _)| slot).peekable();
-        let free = (0..SLOTS_MAX).filter(|slot| taken.next_if_eq(slot).is_none());
-        free.take(usize::try_from(count).unwrap_or(usize::MAX)).collect()
+        let (room, own) = (self.room(), self.claims.own);
+        let missing = (own..room).map(|_| self.next_slot()).collect();
+        let is_own = |worker: &&Worker| worker.lease.is_none() && worker.after != Some(After::Gone);
+        let surplus = usize::try_from(own.saturating_sub(room)).unwrap_or(usize::MAX);
+        let surplus = if surplus == 0 {
+            Vec::new()
+        } else {
+            self.slots.values().rev().filter(is_own).take(surplus).map(|worker| worker.id.slot).collect()
+        };
+        (missing, surplus)
     }
 
     /// A number that nobody has.

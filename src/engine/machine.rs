@@ -347,9 +347,10 @@ impl Engine {
                 done(down, count(targets.len()))
             }
             &Ask::Size(pool, wanted) => {
-                let own = |worker: &&Worker| worker.lease.is_none() && worker.after != Some(After::Gone);
-                let slots = self.pools.get(&pool).map(|pool| &pool.slots);
-                let up = slots.map_or(0, |slots| slots.values().filter(own).filter(|worker| is_up(worker)).count());
+                let up = self.pools.get(&pool).map_or(0, |pool| match pool.policy.claims {
+                    Some(_) => pool.claims.warm.len(),
+                    None => pool.slots.range(..wanted).filter(|(_, worker)| is_up(worker)).count(),
+                });
                 done(up, wanted)
             }
         };

@@ -114,27 +114,20 @@ impl Engine {
         }
     }
 
-    /// Adds the places that are missing; gives up those that are too many, highest first. What is leased counts for neither.
+    /// Adds the places that are missing; gives up those that are too many, highest first.
     pub(super) fn fit_to_size(&mut self, id: PoolId, now: Time) {
         self.touched.insert(id);
-        let Some(pool) = self.pools.get(&id).filter(|pool| !pool.claims.paused) else { return };
-        let (room, own) = (pool.room(), pool.claims.own);
-        let missing = room.saturating_sub(own);
-        for slot in self.pools.get_mut(&id).map(|pool| pool.free_slots(missing)).unwrap_or_default() {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        let (missing, surplus) = if pool.policy.claims.is_some() { pool.unfit_of_claims() } else { pool.unfit() };
+        for slot in missing {
             let worker = WorkerId { pool: id, slot };
             match self.find(worker) {
                 None => self.add(worker, now),
                 Some(_) => self.apply(worker, Event::Start, now),
             }
         }
-        if own > room {
-            let is_own = |worker: &&Worker| worker.lease.is_none() && worker.after != Some(After::Gone);
-            let surplus = own.saturating_sub(room) as usize;
-            let pool = self.pools.get(&id).into_iter().flat_map(|pool| pool.slots.values().rev());
-            let surplus: Vec<WorkerId> = pool.filter(is_own).take(surplus).map(|worker| worker.id).collect();
-            for worker in surplus {
-                self.apply(worker, Event::Stop(After::Gone, Cause::Requested), now);
-            }
+        for slot in surplus {
+            self.apply(WorkerId { pool: id, slot }, Event::Stop(After::Gone, Cause::Requested), now);
         }
     }
 
@@ -255,8 +248,12 @@ impl Engine {
         let all = self.resolve(Target::Pool(id), Leaving::Included).unwrap_or_default();
         let patience = self.start_bound(&all).max(self.stop_bound(&all));
         let all = all.into_iter().filter(|&worker| self.find(worker).is_some_and(|worker| worker.lease.is_none()));
-        let is_own = |worker: &Worker| worker.after != Some(After::Gone);
-        let (stay, leave): (Vec<_>, Vec<_>) = all.partition(|&worker| self.find(worker).is_some_and(is_own));
+        let claims = self.pools.get(&id).is_some_and(|pool| pool.policy.claims.is_some());
+        let stays = |worker: &Worker| match claims {
+            true => worker.after != Some(After::Gone),
+            false => worker.id.slot < wanted,
+        };
+        let (stay, leave): (Vec<_>, Vec<_>) = all.partition(|&worker| self.find(worker).is_some_and(stays));
         let rising = stay.into_iter().filter(|&worker| self.is_rising(worker)).map(|w| (w, Wish::Up));
         let falling = leave.into_iter().filter(|&worker| self.is_falling(worker)).map(|w| (w, Wish::Down));
         let pending = rising.chain(falling).collect();

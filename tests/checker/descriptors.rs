@@ -22,7 +22,7 @@ use super::told::{Told, Worker};
 use super::{Findings, Instance, Invariant};
 
 const LOW_NUMBERS: usize = 352;
-const OF_DAEMON: usize = 34;
+const OF_DAEMON: usize = 38;
 const OF_POOL: usize = 4;
 const OF_WORKER: usize = 12;
 

@@ -18,6 +18,8 @@ pub(crate) struct Worker {
     pub(crate) generation: Option<u64>,
     pub(crate) pid: Option<u32>,
     pub(crate) init_pid: Option<u32>,
+    /// Nobody has it.
+    pub(crate) is_warm: bool,
     pub(crate) cgroup: Option<String>,
 }
 
@@ -33,6 +35,7 @@ impl Worker {
             generation: told["generation"].as_u64(),
             pid: pid("pid"),
             init_pid: pid("init_pid"),
+            is_warm: told["occupancy"] == "warm",
             cgroup: told["cgroup"].as_str().map(str::to_owned),
         }
     }
@@ -113,10 +116,20 @@ pub(crate) fn true_to_life(told: &Told, base: Option<&Path>, processes: &[Proces
     if there(told.pid).is_none() {
         untrue(format!("the daemon's pid is told as {}, which is nobody", told.pid));
     }
+    let pools = told.status["pools"].as_array().map(Vec::as_slice).unwrap_or_default();
     for worker in &told.workers {
         let Worker { name, state, .. } = worker;
+        // Its init waits for a claim, and runs nothing until then.
+        let claimable = pools.iter().any(|pool| pool["name"] == worker.pool.as_str() && pool["claims"].is_object());
+        let is_parked = worker.runs() && worker.is_warm && claimable;
         let leaf = format!("/pool.{}/{}", worker.pool, worker.leaf());
         for (role, pid) in [("program", worker.pid), ("init", worker.init_pid)] {
+            if is_parked && role == "program" {
+                if let Some(pid) = pid {
+                    untrue(format!("{name} waits for a claim and runs {pid}"));
+                }
+                continue;
+            }
             let Some(pid) = pid else {
                 if worker.runs() {
                     untrue(format!("{name} is {state} and no pid of its {role} is told"));

@@ -83,7 +83,6 @@ fn everything_that_helps_and_no_secret() {
         "events.json",
         "ends.json",
         "doctor.json",
-        "doctor-host.json",
         "config.toml",
         "state-files.txt",
         "certificates",
@@ -121,7 +120,7 @@ fn a_dead_daemon_leaves_logs_and_state() {
     assert!(made["missing"][0].as_str().is_some_and(|what| what.contains("no halsup daemon answers")), "{made}");
     let files = unpacked(&archive);
     for wanted in
-        ["missing.txt", "doctor-host.json", "config.toml", "certificates", "logs/audit.log", "logs/workers/web.0.log"]
+        ["missing.txt", "doctor.json", "config.toml", "certificates", "logs/audit.log", "logs/workers/web.0.log"]
     {
         assert!(files.contains_key(wanted), "{wanted} in {:?}", files.keys());
     }

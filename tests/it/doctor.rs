@@ -166,6 +166,18 @@ fn a_root_that_cannot_be_found() {
 }
 
 #[test]
+fn an_image_that_is_not_found() {
+    needs!(Root, CgroupTree);
+    let place = Place::new(&format!("[pool.web]\nroot = 'image:ghcr.io/hellblazer/hal-9000:worker'\n{SLEEPER}"));
+    let all = checks(&place.cli(&["doctor", "--json"]));
+    let found = "image 'ghcr.io/hellblazer/hal-9000:worker' not found";
+    assert_said(&all, "root of web", found, "halsup image import");
+    let mut daemon = Daemon::start_in(place);
+    wait_said(&mut daemon, "root of web", found, "halsup image import");
+    assert_said(&ask(&daemon), "pool web", "0 of 1 workers are ready", "");
+}
+
+#[test]
 fn no_warm_workers_because_the_program_ends() {
     needs!(Root, CgroupTree);
     let restart = "restart = { max_restarts = 1, delay = '10ms' }\n";
@@ -189,6 +201,21 @@ fn workers_that_somebody_stopped() {
     wait_healthy(&mut daemon, 1);
     assert_eq!(daemon.cli(&["stop", "web"]).status, 0);
     wait_said(&mut daemon, "pool web", "somebody stopped it", "halsup start web.0");
+}
+
+#[test]
+fn no_warm_workers_because_the_pool_is_stopped() {
+    needs!(Root, CgroupTree);
+    let mut daemon = Daemon::start("[pool.work]\n[pool.work.claims]\nmin = 1\nmax = 2\nsessions = 2\n");
+    daemon.wait_until("a warm worker", |daemon| {
+        let check = find(&ask(daemon), "pool work")?;
+        (check["found"] == "1 of 1 workers are warm, 0 are claimed").then_some(())
+    });
+    assert_eq!(daemon.cli(&["pool", "stop"]).status, 0);
+    let claimed = daemon.cli(&["claim", "--name", "one", "--", "sleep", "1000"]);
+    assert_eq!(claimed.status, 0, "{claimed:?}");
+    wait_said(&mut daemon, "pool work", "0 of 1 workers are warm, 1 are claimed; it is stopped", "halsup pool start");
+    assert_eq!(daemon.cli(&["release", "one"]).status, 0);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod beats;
 mod calls;
+mod claims;
 mod deaths;
 mod dice;
 mod operator;

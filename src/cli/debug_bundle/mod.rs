@@ -29,6 +29,8 @@ use crate::protocol::control::{
 const LOG_BYTES_MAX: u64 = 1 << 20;
 /// How many logs of workers are taken, the youngest.
 const LOGS_MAX: usize = 200;
+/// What the doctor says, by the daemon or without one.
+const DOCTOR: &str = "doctor.json";
 /// How much of a configuration is read, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -95,9 +97,11 @@ impl Bundle {
     fn collect(&mut self, context: &Context) {
         self.add("version.txt", versions());
         self.ask(context);
-        match context.config_or_default() {
-            Ok(config) => self.add("doctor-host.json", json(&DoctorReply { checks: crate::daemon::doctor(&config) })),
-            Err(error) => self.miss("doctor-host.json", error.sentence()),
+        if !self.files.iter().any(|(name, _)| name == DOCTOR) {
+            match context.config_or_default() {
+                Ok(config) => self.add(DOCTOR, json(&DoctorReply { checks: crate::daemon::doctor(&config) })),
+                Err(error) => self.miss("the doctor without a daemon", error.sentence()),
+            }
         }
         match read_end(context.config_path(), CONFIG_BYTES_MAX) {
             Ok(text) => self.add("config.toml", masked(&text)),
@@ -122,7 +126,7 @@ impl Bundle {
             ("volumes.json", Request::ListVolumes(ListVolumesRequest { name: None, usage: Some(true) })),
             ("events.json", Request::Events(EventsRequest { last: Some(LAST_MAX), follow: None })),
             ("ends.json", Request::Certificates(CertificatesRequest { target: None, last: Some(LAST_MAX) })),
-            ("doctor.json", Request::Doctor(NoParameters {})),
+            (DOCTOR, Request::Doctor(NoParameters {})),
         ];
         for (name, question) in questions {
             let mut answers: Vec<Value> = Vec::new();

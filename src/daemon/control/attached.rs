@@ -166,8 +166,10 @@ impl Daemon {
             terminal.writer = Some(asked.number);
         }
         let attached = Attached::new(Viewer::new(number, view, may_type), may_type);
-        let verb = if may_type { "attach to" } else { "watch" };
-        self.record_order(asked, EventKind::Order, format!("{verb} {worker}"));
+        // Who only looks leaves no trace, as who reads a log does not.
+        if may_type {
+            self.record_order(asked, EventKind::Order, format!("attach to {worker}"));
+        }
         Outcome::Begin(Reply::last(&AttachReply { worker }), Task::Attached(Box::new(attached)))
     }
 
@@ -280,7 +282,9 @@ impl Daemon {
             Err(error) => return error.into(),
         };
         let number_of = |view: WorkerView| Some((view.worker, self.terminal_of(view.worker, MAIN)?));
-        let found: Vec<_> = self.views(target).filter_map(number_of).collect();
+        // A session of somebody else's is none of all of them.
+        let own = self.views(target).filter(|view| self.may_touch(view.worker, asked.by.uid));
+        let found: Vec<_> = own.filter_map(number_of).collect();
         if found.is_empty() {
             return self.no_terminal(&request.target).into();
         }

@@ -14,7 +14,7 @@ use crate::engine::{Answer, CallId, Input, Origin, Supply, Target as EngineTarge
 use crate::host::init_image::Window;
 use crate::host::late_binding::Directory;
 use crate::protocol::control::{
-    ClaimReply, ClaimRequest, Empty, Error, EventKind, PauseRequest, Request, is_session_name,
+    ClaimReply, ClaimRequest, Empty, Error, EventKind, PauseRequest, Request, Target, is_session_name,
 };
 use crate::protocol::varlink::Reply;
 use crate::spec::{Generation, PoolSpec, WorkerId, parse_bind};
@@ -159,6 +159,8 @@ impl Daemon {
             Request::Logs(request) => &request.worker,
             Request::Attach(request) => &request.target,
             Request::Watch(request) => &request.target,
+            // Of several, it reaches those that it may.
+            Request::Send(request) if !matches!(request.target, Target::Worker(..)) => return false,
             Request::Send(request) => &request.target,
             Request::Exec(request) => &request.target,
             Request::GetInfo(_)

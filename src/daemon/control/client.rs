@@ -101,13 +101,6 @@ pub(super) struct Client {
     passed: Option<OwnedFd>,
 }
 
-/// What reading gave.
-enum Received {
-    Bytes(usize),
-    /// More descriptors than a message may have, or one before the last was taken.
-    TooMany,
-}
-
 impl Client {
     pub(super) fn new(socket: OwnedFd, token: Token, number: u64, peer: Principal, now: Time) -> Self {
         Self {
@@ -189,12 +182,8 @@ impl Client {
         // Calls that are not taken yet fill the decoder and then the socket, and hold back their sender.
         while self.input != Input::Ended && budget > 0 && self.has_room() {
             self.input = match self.receive(&mut buffer) {
-                Ok(Received::TooMany) => {
-                    self.gone = true;
-                    return;
-                }
-                Ok(Received::Bytes(0)) => Input::Ended,
-                Ok(Received::Bytes(count)) => {
+                Ok(0) => Input::Ended,
+                Ok(count) => {
                     let read = buffer.get(..count).unwrap_or_default();
                     self.take_in(read);
                     budget = budget.saturating_sub(count);
@@ -287,22 +276,25 @@ impl Client {
         }
     }
 
-    /// Reads once. A descriptor that comes along waits for the call that takes it, one at a time: whoever sends more would
-    /// have the daemon hold them (HARDENING M3).
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
+    /// Reads once. A descriptor that comes along waits for the call that takes it, the last that came alone: whoever sends more
+    /// would have the daemon hold them (HARDENING M3).
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let received = recvmsg(&self.socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
-        let mut too_many = received.flags.contains(ReturnFlags::CTRUNC);
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
                 for fd in rights {
-                    too_many |= self.passed.replace(fd).is_some();
+                    self.passed = Some(fd);
                 }
             }
         }
-        Ok(if too_many { Received::TooMany } else { Received::Bytes(received.bytes) })
+        // Of several the kernel has let go of all but one, and which it was nobody means.
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            self.passed = None;
+        }
+        Ok(received.bytes)
     }
 
     /// Takes the descriptor that was passed with a call.

@@ -103,7 +103,9 @@ impl Daemon {
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
             Ok(request) if self.is_foreign(asked.by.uid, &request) => {
-                self.control.complain(asked.by, &format!("somebody else's session: {}", request.method().1), self.now);
+                let method = request.method().1;
+                self.control.complain(asked.by, &format!("somebody else's session: {method}"), self.now);
+                self.audit_refusal((asked.by.uid, asked.by.pid), method, "somebody else's session");
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
             Ok(Request::ImageImport(request)) => self.ordered_import(asked, request, client.take_passed()),

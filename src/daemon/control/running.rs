@@ -105,13 +105,16 @@ impl Daemon {
             }
             (None, _) => return Err(Error::Refused { reason: format!("{target} has no workers") }),
         };
-        let runs = self.live.get(&worker).is_some_and(|live| live.phase == Phase::Running);
+        // One that waits to be claimed has no main program.
+        let runs = self.live.get(&worker).is_some_and(|live| live.phase == Phase::Running && live.main.is_some());
         if runs { Ok(worker) } else { Err(Error::Refused { reason: format!("{target} does not run") }) }
     }
 
     fn program_image(&self, worker: WorkerId, request: &ExecRequest, begins: Begins) -> Result<OwnedFd, String> {
         let pool = self.pools.get(&worker.pool).ok_or("its pool is gone")?;
         let (_, mut env) = environment::of_worker(pool, worker.slot, &self.spec.instance.to_string());
+        let session = self.sessions.of(worker);
+        env.extend(session.map(|session| format!("HALSUP_SESSION={}", session.name)));
         // Sockets that only the main program has.
         let is_own = |variable: &String| {
             ["LISTEN_", "HALSUP_CHANNEL_FD=", "NOTIFY_SOCKET=", "WATCHDOG_"].iter().any(|own| variable.starts_with(own))
@@ -128,7 +131,7 @@ impl Daemon {
         let start = Start {
             argv: &request.command,
             env: &env,
-            cwd: environment::WORK_DIR,
+            cwd: session.and_then(|session| session.cwd.as_deref()).unwrap_or(environment::WORK_DIR),
             rlimits: &pool.prepared.rlimits,
             seccomp: &pool.prepared.filter,
             begins,

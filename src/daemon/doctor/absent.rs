@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::troubles::{damaged, quarantine_fix, root_check};
+use super::troubles::{damaged, image_check, quarantine_fix, root_check};
 use super::{bad, good, partly, room};
 use crate::host::cgroup::Location;
-use crate::host::port;
 use crate::host::state_file::QUARANTINE;
 use crate::host::volume::{VOLUMES, room_at};
+use crate::host::{image_store, port};
 use crate::protocol::control::Check;
-use crate::spec::{Config, DaemonSpec, Net, PoolSpec};
+use crate::spec::{Config, DaemonSpec, Net, PoolSpec, Root};
 
 /// Ports that are tried for one pool.
 const PORTS_MAX: u32 = 16;
@@ -19,6 +19,11 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     let mut checks = Vec::new();
     for pool in &config.pools {
         checks.extend(root_check(pool));
+        if let Root::Image(name) = &pool.root
+            && matches!(image_store::resolve(&config.daemon.state_dir, name.as_str()), Ok(None))
+        {
+            checks.push(image_check(pool, &super::super::pool::image_missing(name)));
+        }
         checks.extend(ports_check(pool));
         checks.extend(volume_checks(&config.daemon, pool));
     }

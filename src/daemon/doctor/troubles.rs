@@ -35,6 +35,7 @@ impl Daemon {
             checks.extend(self.limits_check(pool));
             checks.extend(self.network_checks(pool));
             checks.extend(root_check(&pool.spec));
+            checks.extend(pool.prepared.lacks.as_deref().map(|lacks| image_check(&pool.spec, lacks)));
         }
         let used: BTreeSet<&VolumeName> =
             self.pools.values().flat_map(|pool| &pool.spec.volumes).map(|mount| &mount.name).collect();
@@ -44,8 +45,39 @@ impl Daemon {
         checks
     }
 
+    /// Whether as many workers are warm as are to be, and no more: of a pool whose workers are claimed.
+    fn warm_check(&self, pool: &Pool, sessions_max: u32) -> Check {
+        let (name, pool_name) = (title(&pool.spec), &pool.spec.name);
+        let (wanted, _, max) = self.engine.pool_size(pool.id).unwrap_or_default();
+        let view = self.engine.claims(pool.id);
+        let found = format!("{} of {wanted} workers are warm, {} are claimed", view.warm, view.leased);
+        if view.warm > max {
+            let fix = format!("halsup pool cleanup --pool {pool_name}, or a shorter `idle_timeout`");
+            return bad(name, format!("{found}: more than {max} wait"), fix);
+        }
+        if view.warm >= wanted {
+            return good(name, found);
+        }
+        if view.paused {
+            return bad(name, format!("{found}; it is stopped"), format!("halsup pool start --pool {pool_name}"));
+        }
+        if view.leased >= sessions_max {
+            let fix =
+                format!("halsup release a session that is not needed, or a higher `sessions` in {}", table(&pool.spec));
+            return bad(name, format!("{found}, which is as many as may be"), fix);
+        }
+        let failed = self.views(Target::Pool(pool.id)).find(|view| view.state != State::Healthy);
+        let Some(view) = failed else { return partly(name, found, "more are on their way; look again") };
+        let worker = self.worker_name(view.worker);
+        let (why, fix) = self.why_not(pool, &view, &worker);
+        bad(name, format!("{found}; {worker}: {why}"), fix)
+    }
+
     /// Whether all workers that are wanted are ready; if not, why the first that is not is not.
     fn pool_check(&self, pool: &Pool) -> Check {
+        if let Some(claims) = pool.spec.policy.claims {
+            return self.warm_check(pool, claims.sessions_max);
+        }
         let name = title(&pool.spec);
         let (wanted, ..) = self.engine.pool_size(pool.id).unwrap_or_default();
         let views: Vec<WorkerView> = self.views(Target::Pool(pool.id)).collect();
@@ -204,6 +236,12 @@ pub(super) fn root_check(spec: &PoolSpec) -> Option<Check> {
     }
     let fix = format!("unpack a root file system there, or name another `root` in {}", table(spec));
     Some(bad(name, format!("unable to find {}", path.display()), fix))
+}
+
+/// The image that a pool has as its root is not there.
+pub(super) fn image_check(spec: &PoolSpec, lacks: &str) -> Check {
+    let (found, fix) = lacks.split_once(": ").unwrap_or((lacks, "halsup image import makes it of an archive"));
+    bad(format!("root of {}", spec.name), found, fix)
 }
 
 const fn crate_state(state: State) -> &'static str {

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, openat};
 use rustix::io::Errno;
 
 pub use backup::{Backup, Made, Restored, back_up, list, restore};
@@ -201,11 +201,14 @@ fn run(
     }
 }
 
-/// An archive that is being made: nameless until it is whole, so that nothing is left of one that is not.
+/// An archive that is being made: nameless until it is whole, so that nothing is left of one that is not. Where the file
+/// system has no nameless files it has a name that is removed, unless a kill comes first.
 struct Nameless {
     file: OwnedFd,
     dir: OwnedFd,
     name: String,
+    /// What it is called meanwhile.
+    partial: Option<String>,
 }
 
 impl Nameless {
@@ -217,21 +220,41 @@ impl Nameless {
         let name = name.ok_or_else(|| Error::refused(format!("{} is no name of a file", path.display())))?.to_owned();
         let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(parent, open, Mode::empty()).map_err(failed)?;
-        if rustix::fs::statat(&dir, name.as_str(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-            return Err(step("write", path.display())(Errno::EXIST));
+        if rustix::fs::statat(&dir, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            return Err(failed(Errno::EXIST));
         }
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let file = openat(&dir, ".", flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-        Ok(Self { file, dir, name })
+        let mode = Mode::RUSR | Mode::WUSR;
+        let (file, partial) = match openat(&dir, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, mode) {
+            Ok(file) => (file, None),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                let partial = format!(".{name}.partial");
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                (openat(&dir, partial.as_str(), flags, mode).map_err(failed)?, Some(partial))
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        Ok(Self { file, dir, name, partial })
     }
 
     /// Gives it its name.
     fn appear(self) -> Result<(), Error> {
-        let from = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
-        let flags = rustix::fs::AtFlags::SYMLINK_FOLLOW;
-        rustix::fs::linkat(rustix::fs::CWD, from, &self.dir, self.name.as_str(), flags)
-            .map_err(step("write", &self.name))?;
-        rustix::fs::fsync(&self.dir).map_err(step("write", &self.name))
+        let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
+        let (dir, name) = (&self.dir, self.name.as_str());
+        let linked = match &self.partial {
+            None => linkat(CWD, own, dir, name, AtFlags::SYMLINK_FOLLOW),
+            Some(partial) => linkat(dir, partial.as_str(), dir, name, AtFlags::empty()),
+        };
+        linked.map_err(step("write", name))?;
+        rustix::fs::fsync(dir).map_err(step("write", name))
+    }
+}
+
+impl Drop for Nameless {
+    fn drop(&mut self) {
+        if let Some(partial) = &self.partial {
+            let removed = rustix::fs::unlinkat(&self.dir, partial.as_str(), AtFlags::empty());
+            super::log::best_effort(removed, "it is of no use, and says so by its name");
+        }
     }
 }
 

@@ -39,8 +39,8 @@ const READS_A_TURN: usize = 16;
 const READS_OF_REST: usize = 64;
 /// A viewer that may hold the program back does so when it has this much to read.
 const HOLD_BYTES: u64 = RING_BYTES as u64 / 2;
-/// It is not waited for if it has read nothing for this long.
-const HOLD_TIME: Duration = Duration::from_millis(250);
+/// It is not waited for if it has read nothing for this long: a busy machine lets nobody wait so long for a turn.
+const HOLD_TIME: Duration = Duration::from_secs(2);
 /// How long viewers may take for the rest after the end.
 const LINGER_TIME: Duration = Duration::from_secs(30);
 

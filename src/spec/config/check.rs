@@ -131,7 +131,8 @@ fn images(daemon: &DaemonSpec, pool: &Checked, faults: &mut Faults) {
 /// Nothing of halsup's own is to be seen inside a worker.
 fn own_directories(daemon: &DaemonSpec, pool: &Checked, faults: &mut Faults) {
     let told = ["sessions", "pool"].map(|name| daemon.home.join(name));
-    let told = told.iter().filter(|_| !daemon.home.starts_with(&daemon.state_dir));
+    // By default what is told to scripts lies in the state directory, which says it all.
+    let told = told.iter().filter(|dir| !dir.starts_with(&daemon.state_dir));
     for own in [&daemon.runtime_dir, &daemon.state_dir].into_iter().chain(told) {
         let shows = |path: &std::path::Path| path.starts_with(own) || own.starts_with(path);
         if pool.spec.binds.iter().any(|bind| shows(&bind.source)) {

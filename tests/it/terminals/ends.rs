@@ -55,6 +55,24 @@ fn a_session_goes_on_under_another_build() {
 }
 
 #[test]
+fn a_screen_is_drawn_anew_where_nobody_knows_it_any_more() {
+    needs!(Root, CgroupTree, Program("vim"), Program("setsid"));
+    let mut daemon = daemon("cd /tmp; exec vim -u NONE -N /tmp/note");
+    let mut operator = Operator::attached(daemon.place(), &["web.0"]);
+    operator.types("ibefore the end\x1b");
+    operator.sees("before the end");
+    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::KILL).expect("kill the daemon");
+    assert_eq!(operator.ends(), 3);
+    daemon.start_again();
+    wait_healthy(&mut daemon, 1);
+    let mut again = Operator::attached(daemon.place(), &["web.0"]);
+    again.waits("the editor's screen", |again| {
+        again.screen().contains("before the end") && again.screen().matches("\n~").count() > 15
+    });
+}
+
+#[test]
 fn a_session_outlives_its_daemon() {
     needs!(Root, CgroupTree, Program("setsid"));
     let mut daemon = daemon("echo begun; while read line; do echo \"said $line\"; done");

@@ -1,5 +1,6 @@
 //! Terminals of workers, as an operator has them: `halsup attach` on a terminal of the test's own.
 
+mod claimed;
 mod ends;
 mod exec;
 mod hostile;
