@@ -22,6 +22,7 @@ use crate::host::spawn::close_inherited;
 use crate::sys::confine::{
     LANDLOCK_EXECUTE, LANDLOCK_IOCTL_DEV, LANDLOCK_MAKE_BLOCK, LANDLOCK_MAKE_CHAR, LANDLOCK_MAKE_SOCK, filter, landlock,
 };
+use crate::sys::mount::{MountAttr, PRIVATE, mount_setattr};
 use crate::sys::raw::{self, flag};
 
 /// Memory that it may map, in bytes: names of a million entries, and the window of a decompressor.
@@ -68,6 +69,9 @@ pub(super) fn confine(
     rustix::process::umask(Mode::empty());
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(step("make the mounts private"))?;
+    // A clone of a mount that is shared, as those of a host with systemd are, is shared with it and can be no root.
+    let alone = MountAttr { propagation: PRIVATE, ..MountAttr::default() };
+    mount_setattr(tree.as_fd(), &alone, true).map_err(step("make the target's mount private"))?;
     enter_root(&tree).map_err(io::Error::other).map_err(step("make the target its root"))?;
     raw::setns(raw::fd_arg(userns.as_raw_fd()), flag::CLONE_NEWUSER)
         .map_err(os)

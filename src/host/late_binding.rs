@@ -16,7 +16,7 @@ use rustix::mount::{
 
 use super::identity::{HostUser, IdentityError, owner_namespace};
 use crate::sys::late_mount::{LateMountError, mount_into};
-use crate::sys::mount::{ATTR_IDMAP, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, MountAttr, mount_setattr};
+use crate::sys::mount::{ATTR_IDMAP, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, MountAttr, PRIVATE, mount_setattr};
 use crate::sys::spawn::Stack;
 
 pub use crate::sys::late_mount::LateMount;
@@ -124,7 +124,8 @@ impl Directory {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = open_tree(&self.fd, "", flags).map_err(|e| failed("open the mount of")(e.into()))?;
         let read_only = if writable { 0 } else { ATTR_RDONLY };
-        let mut attr = MountAttr { set: ATTR_NOSUID | ATTR_NODEV | read_only, ..MountAttr::default() };
+        let mut attr =
+            MountAttr { set: ATTR_NOSUID | ATTR_NODEV | read_only, propagation: PRIVATE, ..MountAttr::default() };
         let namespace = (worker != self.owner).then(|| owner_namespace(self.owner, worker)).transpose();
         let namespace = namespace.map_err(|source| BindingError::Map { path: path(), source })?;
         if let Some(namespace) = &namespace {

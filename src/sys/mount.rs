@@ -28,6 +28,8 @@ pub const ATTR_NOSUID: u64 = 0x2;
 pub const ATTR_NODEV: u64 = 0x4;
 /// Programs cannot be executed.
 pub const ATTR_NOEXEC: u64 = 0x8;
+/// For [`MountAttr::propagation`]: what is mounted below shows nowhere else, nor does what is mounted elsewhere show here.
+pub const PRIVATE: u64 = 1 << 18;
 /// Ids are mapped through a user namespace.
 pub const ATTR_IDMAP: u64 = 0x10_0000;
 
