@@ -90,10 +90,10 @@ fn a_backup_under_load_is_of_one_moment_and_is_brought_back() {
 #[test]
 fn who_stands_still_is_expected_to_give_no_sign_of_life() {
     needs!(Root, CgroupTree, Userns, Python3);
-    let beats = "heartbeat = { source = 'notify', interval = '100ms', timeout = '100ms', max_missed = 2 }\n";
+    let beats = "heartbeat = { source = 'notify', interval = '400ms', timeout = '400ms', max_missed = 2 }\n";
     let script = WRITES.replace(
         "    for fd in fds: os.pwrite(fd, b'%012d' % n, 0)\n",
-        "    for fd in fds: os.pwrite(fd, b'%012d' % n, 0)\n    if n % 100 == 0: s.send(b'WATCHDOG=1')\n",
+        "    for fd in fds: os.pwrite(fd, b'%012d' % n, 0)\n    if n % 10 == 0: s.send(b'WATCHDOG=1')\n",
     );
     let script = format!(
         "import os, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\ns.connect(os.environ['NOTIFY_SOCKET'])\n{script}"
@@ -104,14 +104,14 @@ fn who_stands_still_is_expected_to_give_no_sign_of_life() {
     let cgroup = cgroup(&daemon);
     let mut export = stalled(&daemon);
     daemon.wait_until("a frozen worker", |_| is_frozen(&cgroup).then_some(()));
-    // Ten times as long as would end it otherwise.
-    crate::checker::pause(std::time::Duration::from_secs(2));
+    // Four times as long as would end it otherwise.
+    crate::checker::pause(std::time::Duration::from_secs(4));
     assert!(is_frozen(&cgroup) && certificates(&daemon, "web.0").is_empty());
     let mut archive = Vec::new();
     export.stdout.take().expect("piped").read_to_end(&mut archive).expect("read it");
     assert!(export.wait().expect("reap it").success());
     daemon.wait_until("a worker that goes on", |_| (!is_frozen(&cgroup)).then_some(()));
-    crate::checker::pause(std::time::Duration::from_secs(1));
+    crate::checker::pause(std::time::Duration::from_secs(2));
     assert!(certificates(&daemon, "web.0").is_empty(), "it beats again by itself");
     fs::write(daemon.path("out.tar.gz"), archive).expect("write");
     let out = crate::place::directory();
