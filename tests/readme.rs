@@ -55,6 +55,7 @@ fn amount(text: &str) -> u64 {
         * match words.next() {
             Some("KiB") => 1 << 10,
             Some("MiB") => 1 << 20,
+            Some("GiB") => 1 << 30,
             Some("days") => 86_400,
             Some("hours" | "hour") => 3_600,
             _ => 1,
@@ -146,7 +147,7 @@ fn every_verb_is_in_the_table_and_no_other() {
 #[test]
 fn every_configuration_in_the_texts_is_right() {
     let mut count = 0;
-    for path in ["README.md", "docs/worker-contract.md", "docs/configuration.md", "docs/sessions.md"] {
+    for path in ["README.md", "docs/worker-contract.md", "docs/configuration.md", "docs/sessions.md", "docs/tasks.md"] {
         let text = read(path);
         for block in text.split("```toml\n").skip(1) {
             let (sample, _) = block.split_once("```").unwrap();

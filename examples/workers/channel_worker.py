@@ -50,7 +50,7 @@ def main():
             sys.exit(f"channel_worker: the supervisor speaks protocol {frame['protocol']}")
         if frame["kind"] == "ping":
             channel.send(kind="pong", id=frame["id"])
-        # Every other kind is for later versions: pass over it.
+        # The other kinds are about requests, for which there is examples/sdk/halsup.py: pass over them.
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use halsup::daemon::past::Past;
-use halsup::engine::{CallId, Change, Effect, Ended, Engine, Fate, Input, PoolRecord, Target, Time};
+use halsup::engine::{CallId, Change, Effect, Ended, Engine, Fate, Input, PoolRecord, Target, Time, Usage};
 use halsup::spec::{
-    ClaimPolicy, Generation, Heartbeat, HeartbeatSource, PoolId, PoolName, PoolPolicy, Restart, Size, Startup, Stop,
-    WorkerId,
+    ClaimPolicy, DispatchPolicy, Generation, Heartbeat, HeartbeatSource, PoolId, PoolName, PoolPolicy, Restart, Size,
+    Startup, Stop, WorkerId,
 };
 
 /// Places of a pool that are taken over; more only take longer.
@@ -19,6 +19,8 @@ const PLACES_MAX: usize = 64;
 /// Turns before the shutdown, and that it may take.
 const TURNS: usize = 60;
 const SHUTDOWN_TURNS_MAX: usize = 3_000;
+/// The shortest pause between two pings: with shorter ones the turns are over before the time is.
+const RARELY: Duration = Duration::from_millis(50);
 /// Nobody's clock comes this far.
 const FOREVER: Time = Time(1 << 62);
 
@@ -52,7 +54,7 @@ impl Chance {
         let sources = [HeartbeatSource::Channel, HeartbeatSource::Notify, HeartbeatSource::Probe];
         let heartbeat = Heartbeat {
             source: sources[usize::try_from(self.below(3)).expect("below 3")],
-            interval: self.millis(3_000),
+            interval: self.millis(3_000).max(RARELY),
             timeout: self.millis(3_000),
             max_missed: self.small(4),
             initial_delay: self.millis(2_000),
@@ -77,8 +79,13 @@ impl Chance {
             },
             heartbeat: (self.below(2) == 0).then_some(heartbeat),
             stop: Stop { signal: 15, grace: self.millis(5_000), kill_timeout: self.millis(3_000) },
-            claims: (self.below(3) == 0)
-                .then(|| ClaimPolicy { idle_timeout: self.millis(10_000), sessions_max: self.small(8).max(1) }),
+            claims: (self.below(3) == 0).then(|| ClaimPolicy {
+                idle_timeout: self.millis(10_000),
+                check_interval: Duration::from_secs(30),
+                sessions_max: self.small(8).max(1),
+            }),
+            freeze_after: (self.below(2) == 0).then(|| self.millis(5_000)),
+            dispatch: (self.below(3) == 0).then(DispatchPolicy::default),
         }
     }
 }
@@ -120,6 +127,10 @@ pub(super) fn revive(past: &Past, data: &[u8]) {
         if revival.chance.below(8) == 0 {
             revival.order();
         }
+    }
+    // There no time is left in which anything could end.
+    if revival.now >= FOREVER {
+        return;
     }
     let patience = revival.chance.millis(10_000);
     revival.engine.handle(Input::ShutdownRequested(patience), revival.now);
@@ -163,7 +174,11 @@ impl Revival {
                 records.push((slot, record.clone(), fate));
             }
             self.places += records.len() + 16;
-            let made_up = PoolRecord { wanted: self.chance.small(12), paused: self.chance.below(8) == 0 };
+            let made_up = PoolRecord {
+                wanted: self.chance.small(12),
+                paused: self.chance.below(8) == 0,
+                ..PoolRecord::default()
+            };
             let was = past.pools.get(name).map_or(made_up, |pool| pool.record);
             let policy = Box::new(self.chance.policy());
             self.engine.handle(Input::PoolRestored(id, policy, was, records), self.now);
@@ -180,7 +195,7 @@ impl Revival {
             2 => self.end(worker, generation, ended),
             3 => self.news.push_back(Input::StopAnnounced(worker, generation)),
             4 => {
-                let interval = self.chance.millis(2_000);
+                let interval = self.chance.millis(2_000).max(RARELY);
                 self.news.push_back(Input::BeatIntervalSet(worker, generation, interval));
             }
             _ => self.news.extend([Input::Spawned(worker, generation), Input::BecameReady(worker, generation)]),
@@ -259,6 +274,15 @@ impl Revival {
                 1 => {}
                 _ => self.news.push_back(Input::Beat(worker, generation)),
             },
+            Effect::Measure(worker, generation) => {
+                let usage = Usage { cpu_usec: self.chance.below(2), in_use: self.chance.below(8) == 0 };
+                self.news.push_back(Input::Measured(worker, generation, usage));
+            }
+            Effect::Freeze(worker, generation) => match self.chance.below(4) {
+                0 => self.news.push_back(Input::FreezeFailed(worker, generation)),
+                1 => {}
+                _ => self.news.push_back(Input::Froze(worker, generation)),
+            },
             Effect::Certify(worker, generation, _) => {
                 assert!(self.certified.insert((worker, generation)), "{worker:?} {generation:?} is certified twice");
             }
@@ -267,8 +291,14 @@ impl Revival {
                 assert!(!self.finished, "finished twice");
                 self.finished = true;
             }
-            Effect::Signal(..) | Effect::Kill(..) | Effect::StateChanged(..) | Effect::Forget(_) | Effect::Bind(..) => {
-            }
+            Effect::Signal(..)
+            | Effect::Kill(..)
+            | Effect::Thaw(..)
+            | Effect::StateChanged(..)
+            | Effect::Forget(_)
+            | Effect::Bind(..)
+            | Effect::Request(_)
+            | Effect::Task(_) => {}
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What is promised of what operators write: the configuration, names, targets, and the small grammars of values.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use halsup::protocol::control::Target;
 use halsup::spec::{
     CONFIG_ERRORS_MAX, Config, ConfigErrors, InstanceName, Placeholders, PoolName, check_pools, expand, format_bytes,
     format_cpus, format_duration, format_signal, is_unlimited, parse_bytes, parse_config, parse_cpus, parse_duration,
-    parse_port, parse_signal,
+    parse_port, parse_signal, reference,
 };
 
 /// The longest sentence about one mistake, in bytes: it quotes the operator, but never a whole file.
@@ -25,7 +26,9 @@ pub fn config(data: &[u8]) {
     if !environment.is_empty() {
         let with_environment = parse_config(text, &environment);
         outcome(text, &with_environment, &environment);
-        let unread = |name: &String| !name.starts_with("HALSUP_") && !name.starts_with("WORKER_");
+        static REFERENCE: LazyLock<String> = LazyLock::new(reference);
+        // Those that are read are in the reference.
+        let unread = |name: &String| !REFERENCE.contains(&format!("`{name}`"));
         if environment.keys().all(unread) {
             assert_eq!(with_environment, alone, "a variable of somebody else's changes something");
         }
@@ -143,14 +146,14 @@ fn values(text: &str) {
 
 /// A template is replaced in one pass: what is put in is never read as a template.
 fn template(text: &str) {
-    let plain = Placeholders { port: Some(8003), slot: 3, worker: "web.3", dir: "/work" };
+    let plain = Placeholders { port: Some(8003), slot: 3, worker: "web.3", instance: "default", dir: "/work" };
     let expanded = expand(text, &plain);
     if !text.contains(['{', '}']) {
         assert_eq!(expanded, text);
     }
     // None of the values is longer than its placeholder, so nothing grows.
     assert!(expanded.len() <= text.len(), "{text:?} becomes {expanded:?}");
-    let hostile = Placeholders { worker: "{dir}", dir: "{dir}", ..plain };
+    let hostile = Placeholders { worker: "{dir}", instance: "{dir}", dir: "{dir}", ..plain };
     let kept = expand("{worker}{dir}", &hostile);
     assert_eq!(kept, "{dir}{dir}");
 }

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use halsup::protocol::attach::CELLS_MAX;
-use halsup::protocol::channel::{self, ChannelError, FromWorker, ToWorker};
+use halsup::protocol::channel::{
+    self, Answer, ChannelError, Chunk, ChunkPayload, FromWorker, InputChunk, Reply as ChannelReply, RequestId,
+    ToWorker, Verbatim,
+};
 use halsup::protocol::control::{
     LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_MAX, Request, SCALE_COUNT_MAX, SEND_BYTES_MAX, SHUTDOWN_TIMEOUT_MS_MAX,
-    Scope,
 };
 use halsup::protocol::notify::{self, DATAGRAM_BYTES_MAX, DURATION_MAX, STATUS_CHARS_MAX};
 use halsup::protocol::varlink::{Call, Decoder, FRAME_BYTES_MAX, FrameError, Reply};
@@ -116,7 +118,7 @@ fn accepted(request: &Request, more: bool) {
     let written = call.encode();
     let read = Call::decode(&written[..written.len() - 1]).expect("a request can be sent");
     assert_eq!(Request::decode(read).as_ref(), Ok(request), "a request means something else when it is sent on");
-    if let Scope::Pool(pool) = request.scope() {
+    if let Some(pool) = request.object().pool() {
         assert!(is_pool_name(pool.as_str()), "{pool:?}");
     }
     if let Request::Kill(kill) = request {
@@ -172,6 +174,11 @@ pub fn channel_frame(data: &[u8]) {
             assert_eq!(said, heard);
         }
         (Ok(FromWorker::Unsupported(said)), Ok(ToWorker::Unsupported(heard))) => assert_eq!(said, heard),
+        // What goes both ways is the same both ways; only a chunk towards a worker may be the last.
+        (Ok(FromWorker::Credit(said)), Ok(ToWorker::Credit(heard))) => assert_eq!(said, heard),
+        (Ok(FromWorker::Chunk(said)), Ok(ToWorker::Chunk(heard))) => {
+            assert_eq!((said.id, &said.data, said.payload), (heard.id, &heard.data, heard.payload));
+        }
         (Ok(FromWorker::Unsupported(_)), Err(_)) | (Err(_), Ok(ToWorker::Unsupported(_))) => {
             panic!("reserved on one side alone")
         }
@@ -180,8 +187,16 @@ pub fn channel_frame(data: &[u8]) {
             assert!(error.to_string().len() <= 2_000, "an error of {} bytes", error.to_string().len());
         }
     }
-    from.iter().for_each(from_worker_round_trip);
-    to.iter().for_each(to_worker_round_trip);
+    if let Ok(frame) = &from {
+        from_worker_in_range(frame);
+        let written = frame.encode().expect("what was read can be written");
+        assert_eq!(&FromWorker::decode(&written).expect("a frame can be sent on"), frame);
+    }
+    if let Ok(frame) = &to {
+        to_worker_in_range(frame);
+        let written = frame.encode().expect("what was read can be written");
+        assert_eq!(&ToWorker::decode(&written).expect("a frame can be sent on"), frame);
+    }
 
     let number = |at: usize| {
         let mut bytes = [0; 8];
@@ -189,22 +204,104 @@ pub fn channel_frame(data: &[u8]) {
         u64::from_le_bytes(bytes)
     };
     let (id, low) = (number(0), u32::try_from(number(1) & 0xffff_ffff).unwrap_or_default());
-    from_worker_round_trip(&FromWorker::Hello { protocol: low, pid: data.first().map(|_| low.rotate_left(7)) });
-    from_worker_round_trip(&FromWorker::Pong { id });
-    to_worker_round_trip(&ToWorker::Hello { protocol: low });
-    to_worker_round_trip(&ToWorker::Ping { id });
+    sent_from_worker(&FromWorker::Hello { protocol: low, pid: data.first().map(|_| low.rotate_left(7)) });
+    sent_from_worker(&FromWorker::Pong { id });
+    sent_to_worker(&ToWorker::Hello { protocol: low });
+    sent_to_worker(&ToWorker::Ping { id });
+    sent_to_worker(&ToWorker::Cancel { id: RequestId::new(id) });
+    passed_on(data, RequestId::new(id));
 }
 
-fn from_worker_round_trip(frame: &FromWorker) {
-    let written = frame.encode();
-    assert!(written.len() <= channel::FRAME_BYTES_MAX);
+/// A caller's value on its way to a worker, and a worker's on its way back: what is taken goes on byte for byte, whatever
+/// stands around it.
+fn passed_on(data: &[u8], id: RequestId) {
+    let Ok(value) = Verbatim::parse(data) else { return };
+    let inside = data.trim_ascii();
+    assert!(value.text().as_bytes() == inside, "a value is changed on its way");
+    // Whoever reads it at the end builds a tree of it.
+    let tree: serde_json::Value = serde_json::from_str(value.text()).expect("what is passed on is JSON");
+    assert_eq!(value.is_object(), tree.is_object());
+    let answer = Answer { id, result: Some(value.clone()), payload: None };
+    let payload = Some(ChunkPayload { bytes: id.number() });
+    let chunk = Chunk { id, data: Some(value.clone()), payload };
+    let input = InputChunk { id, data: Some(value.clone()), payload, end: id.number().is_multiple_of(2) };
+    sent_to_worker(&ToWorker::Chunk(input));
+    sent_from_worker(&FromWorker::Result(answer));
+    sent_from_worker(&FromWorker::Chunk(chunk));
+    sent_to_worker(&ToWorker::Reply(ChannelReply { call: id.number(), result: Some(value), error: None }));
+}
+
+fn sent_from_worker(frame: &FromWorker) {
+    let Some(written) = sent(frame.encode()) else { return };
     assert_eq!(&FromWorker::decode(&written).expect("a frame can be sent"), frame);
 }
 
-fn to_worker_round_trip(frame: &ToWorker) {
-    let written = frame.encode();
-    assert!(written.len() <= channel::FRAME_BYTES_MAX);
+fn sent_to_worker(frame: &ToWorker) {
+    let Some(written) = sent(frame.encode()) else { return };
     assert_eq!(&ToWorker::decode(&written).expect("a frame can be sent"), frame);
+}
+
+/// A frame that is refused on the way out says so shortly; one that is not fits.
+fn sent(encoded: Result<Vec<u8>, ChannelError>) -> Option<Vec<u8>> {
+    match encoded {
+        Ok(written) => {
+            assert!(written.len() <= channel::FRAME_BYTES_MAX);
+            Some(written)
+        }
+        Err(error) => {
+            assert!(error.to_string().len() <= 2_000, "an error of {} bytes", error.to_string().len());
+            None
+        }
+    }
+}
+
+/// Of a frame of a worker that the daemon would act on: every text and number is in its range, whatever it was written as.
+fn from_worker_in_range(frame: &FromWorker) {
+    let name = |text: &str| (1..=channel::NAME_BYTES_MAX).contains(&text.len());
+    let at_most = |text: &Option<String>, bytes_max: usize| text.iter().all(|text| text.len() <= bytes_max);
+    match frame {
+        FromWorker::Result(answer) => {
+            assert!(answer.payload.is_none_or(|payload| payload.bytes <= channel::PAYLOAD_BYTES_MAX));
+            assert_eq!(frame.has_descriptor(), answer.payload.is_some_and(|payload| !payload.in_request));
+        }
+        FromWorker::Chunk(chunk) => {
+            assert!(chunk.payload.is_none_or(|payload| payload.bytes <= channel::PAYLOAD_BYTES_MAX));
+            assert_eq!(frame.has_descriptor(), chunk.payload.is_some());
+        }
+        FromWorker::Error(failed) => {
+            let error = &failed.error;
+            assert!(error.message.len() <= channel::MESSAGE_BYTES_MAX);
+            assert!(at_most(&error.traceback, channel::TRACEBACK_BYTES_MAX));
+            assert!([&error.reason, &error.category].iter().all(|one| at_most(one, channel::REASON_BYTES_MAX)));
+        }
+        FromWorker::Credit(credit) => assert!((1..=channel::CREDIT_MAX).contains(&credit.count)),
+        FromWorker::Call(call) => assert!(name(&call.tool)),
+        FromWorker::Event(event) => {
+            assert!(name(&event.event));
+            assert!([&event.measurements, &event.metadata].into_iter().flatten().all(Verbatim::is_object));
+        }
+        FromWorker::Hello { .. } | FromWorker::Ready | FromWorker::Pong { .. } | FromWorker::Unsupported(_) => {}
+    }
+}
+
+/// The same of a frame of the daemon.
+fn to_worker_in_range(frame: &ToWorker) {
+    if let ToWorker::Request(request) = frame {
+        let names = [Some(&request.command), request.session.as_ref(), request.correlation.as_ref()];
+        assert!(names.into_iter().flatten().all(|name| (1..=channel::NAME_BYTES_MAX).contains(&name.len())));
+        assert!(request.credit <= channel::CREDIT_MAX && (request.stream || request.credit == 0));
+        assert_eq!(frame.has_descriptor(), request.payload.is_some());
+    }
+    if let ToWorker::Chunk(chunk) = frame {
+        assert!(chunk.payload.is_none_or(|payload| payload.bytes <= channel::PAYLOAD_BYTES_MAX));
+        assert_eq!(frame.has_descriptor(), chunk.payload.is_some());
+    }
+    if let ToWorker::Credit(credit) = frame {
+        assert!((1..=channel::CREDIT_MAX).contains(&credit.count));
+    }
+    if let ToWorker::Reply(reply) = frame {
+        assert!(reply.result.is_none() || reply.error.is_none());
+    }
 }
 
 /// A datagram of sd_notify.

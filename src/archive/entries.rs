@@ -261,11 +261,9 @@ impl<R: Read> Entries<R> {
             return Err(Refusal::TooMuch { what: "bytes in a name", most: PATH_BYTES_MAX as u64 });
         }
         let mut name = self.blob()?;
-        if name.last() == Some(&0) {
-            name.pop();
-        }
-        if name.is_empty() || name.contains(&0) {
-            return Err(Refusal::entry(&name, "a long name is empty or has a NUL in it"));
+        // Readers that look for the NUL go on behind the end of a name that has none.
+        if name.pop() != Some(0) || name.is_empty() || name.contains(&0) {
+            return Err(Refusal::entry(&name, "a long name is empty, has a NUL in it, or does not end with one"));
         }
         Ok(name)
     }

@@ -74,8 +74,12 @@ pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Header, &'static str> {
     let kind = kind(field(156, 1).first().copied().unwrap_or_default())?;
     let mut path = text(field(0, 100)).to_vec();
     let prefix = text(field(345, 155));
-    // In GNU's own headers and in those before ustar something else, or nothing, is here.
-    if is_posix && !prefix.is_empty() {
+    if !is_posix && !is_zero(field(345, 155)) {
+        // Times of an incremental backup in GNU's own headers, nothing in those before ustar; there are readers that
+        // nevertheless put it before the name.
+        return Err("its header has a prefix, which its format does not have");
+    }
+    if !prefix.is_empty() {
         path = [prefix, b"/", &path].concat();
     }
     let number_of = |at, length, wrong| number(field(at, length)).ok_or(wrong);

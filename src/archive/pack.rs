@@ -263,3 +263,31 @@ fn names(dir: &OwnedFd, path: &[u8]) -> Result<Vec<CString>, Refusal> {
     names.sort();
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_a_name_leads_to_since_it_was_listed_is_not_packed() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(elsewhere.path().join("secret"), "of the host").unwrap();
+        // Each was a file, or a directory, when its directory was read.
+        symlink(elsewhere.path().join("secret"), dir.path().join("file")).unwrap();
+        symlink(elsewhere.path(), dir.path().join("directory")).unwrap();
+        symlink("file", dir.path().join("within")).unwrap();
+        let root: OwnedFd = File::open(dir.path()).unwrap().into();
+        let writer = Writer::new(tempfile::tempfile().unwrap());
+        let (packed, links, progress) = (Packed::default(), BTreeMap::new(), &mut |_: &Packed| {});
+        let mut packer = Packer { root: &root, prefix: b"", writer, packed, links, progress };
+        for name in [c"file", c"within", c"directory"] {
+            let done = packer.file(root.as_fd(), &name.to_owned(), name.to_bytes());
+            assert!(matches!(done, Err(Stop::Gone)), "{name:?}");
+        }
+        let mut left = Vec::new();
+        packer.directory(b"directory", &mut left).unwrap();
+        assert_eq!((packer.packed, left), (Packed::default(), Vec::new()));
+    }
+}

@@ -70,7 +70,7 @@ impl Reading {
         };
         mount_setattr(tree.as_fd(), &mapped, false).map_err(|source| StartError::IdMap { source })?;
         let text = serde_json::to_vec(job).map_err(io::Error::from).map_err(step("write its job"))?;
-        let (helper, socket) = Helper::run_self(VERB).map_err(step("execute this program"))?;
+        let (helper, socket) = Helper::run_self(&[VERB]).map_err(step("execute this program"))?;
         match send_job(socket.as_fd(), &text, [archive, tree.as_fd(), userns.as_fd()]) {
             Ok(()) => Ok(Self { helper, socket }),
             Err(errno) => {

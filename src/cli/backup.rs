@@ -13,7 +13,7 @@ use super::output;
 use super::table::table;
 use crate::archive::Packed;
 use crate::daemon::recovery;
-use crate::spec::VolumeName;
+use crate::spec::{DaemonSpec, VolumeName};
 
 /// Pack volumes, with the configuration, into one archive; or list the backups that there are.
 ///
@@ -53,10 +53,18 @@ impl Backup {
             return Err(error);
         }
         warn_of_changes(made.packed);
+        record(&spec, "backup", &made.path.display().to_string(), &[("volumes", &made.volumes.join(","))]);
         context.output.answer(&made, |made| {
             let bytes = human::bytes(made.packed.bytes);
             format!("{}: {} ({} entries, {bytes})", made.path.display(), made.volumes.join(", "), made.packed.entries)
         })
+    }
+}
+
+/// Writes down what was done by hand; where that cannot be, says so: it is done.
+pub(super) fn record(spec: &DaemonSpec, event: &str, resource: &str, more: &[(&str, &str)]) {
+    if let Err(error) = recovery::record(spec, event, resource, more) {
+        output::complain_text(&format!("it is done, but not in the audit log: {}", Error::from(error).sentence()));
     }
 }
 
@@ -109,6 +117,7 @@ impl Restore {
         };
         let file = File::open(&path).map_err(|source| Error::ReadFile { path: path.clone(), source })?;
         let restored = recovery::restore(&spec, &file, self.replace)?;
+        record(&spec, "restore", &path.display().to_string(), &[("volumes", &restored.volumes.join(","))]);
         context.output.answer(&restored, |restored| {
             format!("restored {} from {}; halsup daemon start goes on", restored.volumes.join(", "), path.display())
         })

@@ -32,8 +32,9 @@ impl Claim {
         let mut client = context.client()?;
         let pool = pool_of(&mut client, self.pool)?;
         let mut request = ClaimRequest { warm_only: Some(!self.cold_ok), ..ClaimRequest::of(pool) };
-        self.options.fill(&mut request, self.project.as_deref())?;
+        let kept = self.options.fill(&mut request, self.project.as_deref())?;
         let reply: ClaimReply = client.call(&Request::Claim(Box::new(request)))?;
+        kept.let_go();
         // The name stands alone on stdout, for scripts.
         context.output.answer(&reply, |reply| escape::text(&reply.session).into_owned())
     }

@@ -1,14 +1,16 @@
 //! What `claim` and `spawn` have in common: the options that say what is brought into a worker and what it may use.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustix::fs::{Mode, OFlags, open};
 
 use super::client::Client;
 use super::error::Error;
 use crate::protocol::control::{ClaimRequest, NoParameters, PoolInfo, Request, StatusReply};
-use crate::spec::{PoolName, parse_bytes, parse_cpus};
+use crate::spec::{Bind, PoolName, parse_bind, parse_bytes, parse_cpus};
 
 /// What a claim says beside pool and project.
 #[derive(Debug, Args)]
@@ -55,11 +57,11 @@ pub(super) struct ClaimOptions {
 const SECRET_BYTES_MAX: usize = 32 << 10;
 
 impl ClaimOptions {
-    /// Puts them into a request.
+    /// Puts them into a request; what it names is to be kept open until that is answered.
     ///
     /// # Errors
     /// For a value that means nothing and for a file that cannot be read.
-    pub(super) fn fill(&self, request: &mut ClaimRequest, project: Option<&Path>) -> Result<(), Error> {
+    pub(super) fn fill(&self, request: &mut ClaimRequest, project: Option<&Path>) -> Result<KeptOpen, Error> {
         let some = |list: &[String]| (!list.is_empty()).then(|| list.to_vec());
         let usage = |option: &str, expected: &dyn std::fmt::Display| Error::Usage {
             reason: format!("{option}: expected {expected}"),
@@ -87,7 +89,36 @@ impl ClaimOptions {
         if self.pids_limit.is_some() {
             request.pids = self.pids_limit;
         }
-        Ok(())
+        Ok(KeptOpen::of(request))
+    }
+}
+
+/// What a claim names, kept open: the daemon looks for nothing that is not in the kernel's memory, so that a file system that
+/// does not answer holds up whoever named something on it, and nobody else.
+#[derive(Debug)]
+#[must_use = "it is for the time until the claim is answered"]
+pub(super) struct KeptOpen(Vec<OwnedFd>);
+
+impl KeptOpen {
+    fn of(request: &ClaimRequest) -> Self {
+        let mounts: Vec<Bind> = request.mounts.iter().flatten().filter_map(|text| parse_bind(text).ok()).collect();
+        let named = request.project.iter().chain(&request.project_target).map(PathBuf::from);
+        let bound = mounts.iter().flat_map(|bind| [bind.source.clone(), bind.target.clone()]);
+        let mut kept = Vec::new();
+        for path in named.chain(bound) {
+            // What is not there is looked for as well, so that the kernel knows of that too; whether it has to be there is
+            // for the daemon to say.
+            let way: Vec<&Path> = path.ancestors().collect();
+            kept.extend(
+                way.into_iter().rev().filter_map(|part| open(part, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()),
+            );
+        }
+        Self(kept)
+    }
+
+    /// The claim is answered.
+    pub(super) fn let_go(self) {
+        drop(self.0);
     }
 }
 
@@ -219,7 +250,7 @@ mod tests {
     fn pool(name: &str, root: &str, net: &str) -> PoolInfo {
         let (name, root, net) = (name.into(), root.into(), net.into());
         let (claims, counts) = (Some(crate::protocol::control::ClaimsInfo::default()), Default::default());
-        PoolInfo { name, service: false, min: 0, max: 5, wanted: 0, root, net, claims, counts }
+        PoolInfo { name, service: false, min: 0, max: 5, wanted: 0, root, net, claims, counts, frozen: 0 }
     }
 
     fn choose(name: &str, image: &str, net: &str) -> Result<String, String> {

@@ -2,19 +2,27 @@
 //!
 //! The only place of the command line that talks to the daemon.
 
-use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::error::Error;
-use crate::protocol::control::{CallFailure, Request};
+use super::input::{Input, Outgoing};
+use super::stopwatch::Stopwatch;
+use crate::protocol::control::{CallFailure, ExecuteReply, Request};
 use crate::protocol::varlink::{Decoder, Reply};
 use crate::spec::Role;
 
@@ -31,6 +39,8 @@ pub(super) struct Client {
     decoder: Decoder,
     buffer: Vec<u8>,
     patience: Duration,
+    /// Descriptors that came with answers.
+    passed: VecDeque<OwnedFd>,
 }
 
 impl Client {
@@ -52,7 +62,13 @@ impl Client {
 
     /// Talks over a stream that is connected already.
     pub(super) fn over(stream: UnixStream) -> Self {
-        Self { stream, decoder: Decoder::for_replies(), buffer: vec![0; READ_BYTES], patience: PATIENCE }
+        Self {
+            stream,
+            decoder: Decoder::for_replies(),
+            buffer: vec![0; READ_BYTES],
+            patience: PATIENCE,
+            passed: VecDeque::new(),
+        }
     }
 
     /// Asks, and returns the one answer.
@@ -76,6 +92,35 @@ impl Client {
     ) -> Result<(), Error> {
         self.send(request, true)?;
         loop {
+            let (answer, continues) = self.answer(request)?;
+            each(answer)?;
+            if !continues {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks for what becomes true at its own time, and hands every answer to `each` until the last one, for no longer than
+    /// `limit`.
+    ///
+    /// # Errors
+    /// The daemon's refusal, a lost connection, what `each` returned, or [`Error::Silent`] when the time is over.
+    pub(super) fn await_more<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        limit: Option<Duration>,
+        mut each: impl FnMut(T) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let method = request.method().1;
+        let began = Stopwatch::start();
+        self.send(request, true)?;
+        loop {
+            let left = match limit.map(|limit| began.left_of(limit).filter(|left| !left.is_zero())) {
+                Some(None) => return Err(Error::Silent { method, seconds: limit.map_or(0, |limit| limit.as_secs()) }),
+                Some(left) => left,
+                None => None,
+            };
+            self.stream.set_read_timeout(left).map_err(|source| Error::Call { method, source })?;
             let (answer, continues) = self.answer(request)?;
             each(answer)?;
             if !continues {
@@ -118,6 +163,112 @@ impl Client {
                 return Ok(());
             }
         }
+    }
+
+    /// Has a request carried out, with a descriptor beside it if there is one, and sends `input` to it meanwhile; hands chunks and the
+    /// answer to `each` with the descriptors that came with them.
+    ///
+    /// # Errors
+    /// The daemon's refusal, a lost connection, or what `each` returned.
+    pub(super) fn execute(
+        &mut self,
+        request: &Request,
+        more: bool,
+        fd: Option<BorrowedFd<'_>>,
+        input: Option<&mut Input>,
+        mut each: impl FnMut(ExecuteReply, Option<OwnedFd>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let method = request.method().1;
+        match fd {
+            None => self.send(request, more)?,
+            Some(fd) => {
+                let mut call = request.to_call();
+                call.more = more;
+                self.pass(&call.encode(), fd).map_err(|source| self.failed(method, source))?;
+            }
+        }
+        let mut input = input;
+        let mut out = None;
+        loop {
+            if let Some(input) = &mut input {
+                self.feed(method, input, &mut out)?;
+            }
+            let (answer, continues): (ExecuteReply, _) = self.answer(request)?;
+            let comes_along = answer.payload.is_some_and(|payload| payload.in_request != Some(true));
+            let passed = if comes_along { self.passed.pop_front() } else { None };
+            each(answer, passed)?;
+            if !continues {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends a request's input until a reply has begun to come, or all of it has gone.
+    fn feed(&mut self, method: &'static str, input: &mut Input, out: &mut Option<Outgoing>) -> Result<(), Error> {
+        let failed = |source: std::io::Error| Error::Call { method, source };
+        loop {
+            if out.is_none() {
+                *out = input.next()?;
+            }
+            if self.decoder.waiting_bytes() > 0 || out.is_none() && input.is_over() {
+                return Ok(());
+            }
+            let mut wanted = PollFlags::IN;
+            wanted.set(PollFlags::OUT, out.is_some());
+            let mut polled = vec![PollFd::new(&self.stream, wanted)];
+            let source = input.fd();
+            if out.is_none() {
+                polled.push(PollFd::new(&source, PollFlags::IN));
+            }
+            match poll(&mut polled, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed(errno.into())),
+            }
+            let news = |at: usize| polled.get(at).map_or(PollFlags::empty(), PollFd::revents);
+            let (of_socket, of_file) = (news(0), news(1));
+            if of_socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                return Ok(());
+            }
+            if let Some(message) = out.as_mut().filter(|_| of_socket.contains(PollFlags::OUT)) {
+                match self.send_some(message) {
+                    Ok(true) => *out = None,
+                    Ok(false) | Err(Errno::AGAIN | Errno::INTR) => {}
+                    // It has closed early, and may have said why.
+                    Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
+                    Err(errno) => return Err(failed(errno.into())),
+                }
+            } else if !of_file.is_empty() {
+                input.fill()?;
+            }
+        }
+    }
+
+    /// Sends what the socket takes of a message; whether that is all of it.
+    fn send_some(&self, message: &mut Outgoing) -> Result<bool, Errno> {
+        let rest = message.bytes.get(message.sent..).unwrap_or_default();
+        let fds: Vec<BorrowedFd<'_>> = message.memory.iter().filter(|_| message.sent == 0).map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(Errno::NOBUFS);
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        message.sent += sendmsg(&self.stream, &[IoSlice::new(rest)], &mut control, flags)?;
+        Ok(message.sent >= message.bytes.len())
+    }
+
+    /// Reads what there is, and keeps the descriptors that come with it.
+    fn receive(&mut self) -> std::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut text = [IoSliceMut::new(&mut self.buffer)];
+        let received = recvmsg(&self.stream, &mut text, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                self.passed.extend(rights);
+            }
+        }
+        Ok(received.bytes)
     }
 
     /// Writes with a descriptor beside the first byte.
@@ -192,7 +343,7 @@ impl Client {
             if let Some(frame) = self.decoder.next_frame().map_err(|error| unclear(error.to_string()))? {
                 break frame;
             }
-            match self.stream.read(&mut self.buffer) {
+            match self.receive() {
                 Ok(0) => return Err(Error::Lost { method }),
                 Ok(length) => self.decoder.push(&self.buffer[..length]),
                 Err(source) if source.kind() == ErrorKind::Interrupted => {}

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::error::Error;
 pub(super) use crate::spec::PoolOverrides;
-use crate::spec::{Config, PoolName, parse_config, pool_from_command};
+use crate::spec::{CHROMADB_PROGRAM, Config, PoolName, parse_config, pool_from_command};
 
 /// Where the configuration is, unless somebody says otherwise.
 pub(super) const DEFAULT_PATH: &str = "/etc/halsup/halsup.toml";
@@ -38,16 +38,24 @@ pub(super) fn load(path: &Path, environment: &BTreeMap<String, String>) -> Resul
 }
 
 /// What holds without a file: one pool whose workers can be claimed, warm ones where the variables of the system before this
-/// one ask for them.
+/// one ask for them, and ChromaDB beside it where that is installed.
 ///
 /// # Errors
 /// A variable is wrong (exit 2).
 pub(super) fn without_file(environment: &BTreeMap<String, String>) -> Result<&'static str, Error> {
-    match environment.get(POOL_ENABLED).map_or("", String::as_str) {
-        "true" | "1" => Ok("[pool.hal9000.claims]\n"),
-        "" | "false" | "0" => Ok("[pool.hal9000.claims]\nmin = 0\n"),
-        other => Err(Error::Usage { reason: format!("{POOL_ENABLED}: found {other:?}; expected true or false") }),
-    }
+    let is_warm = match environment.get(POOL_ENABLED).map_or("", String::as_str) {
+        "true" | "1" => true,
+        "" | "false" | "0" => false,
+        other => {
+            return Err(Error::Usage { reason: format!("{POOL_ENABLED}: found {other:?}; expected true or false") });
+        }
+    };
+    Ok(match (is_warm, Path::new(CHROMADB_PROGRAM).is_file()) {
+        (true, true) => "[service.chromadb]\n[pool.hal9000.claims]\n",
+        (true, false) => "[pool.hal9000.claims]\n",
+        (false, true) => "[service.chromadb]\n[pool.hal9000.claims]\nmin = 0\n",
+        (false, false) => "[pool.hal9000.claims]\nmin = 0\n",
+    })
 }
 
 /// Checks the text of the file at `path`.

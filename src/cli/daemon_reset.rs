@@ -31,6 +31,8 @@ impl Reset {
             Stop::default().run(context)?;
         }
         let swept = recovery::reset(&spec, self.keep_volumes)?;
+        // The first line of the next audit log: that the one before is gone, and who has done it.
+        super::backup::record(&spec, "reset", "state", &[("keeps_volumes", &self.keep_volumes.to_string())]);
         context.output.answer(&swept, |swept| {
             let removed = swept.removed.iter().map(|path| format!("removed {path}\n"));
             removed.chain(["halsup daemon start begins anew\n".to_owned()]).collect()

@@ -31,6 +31,8 @@ pub(super) enum Error {
     Refused(CallFailure),
     #[error("{}", incomplete(what, *achieved, *wanted, failures))]
     Incomplete { what: String, achieved: u32, wanted: u32, failures: Vec<Failure> },
+    #[error("{what} after {}: {progress}", humantime::format_duration(*after))]
+    NotInTime { what: String, after: std::time::Duration, progress: String },
     #[error("{reason}")]
     Usage { reason: String },
     #[error("directory {} does not exist", path.display())]
@@ -72,6 +74,8 @@ pub(super) enum Error {
     #[error("use the terminal")]
     Terminal { source: std::io::Error },
     #[error("{sentence}")]
+    Dashboard { sentence: String },
+    #[error("{sentence}")]
     NoSessions { sentence: &'static str },
     #[error("Session not found: {name}")]
     SessionNotFound { name: String },
@@ -109,7 +113,7 @@ impl Error {
     }
 
     /// The exit status for it, as DESIGN 7 and the README list them.
-    pub(super) const fn exit_code(&self) -> ExitCode {
+    pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::OutputClosed => ExitCode::Done,
             Self::Unreachable { .. } | Self::Lost { .. } | Self::SessionLost { .. } => ExitCode::Unreachable,
@@ -121,15 +125,17 @@ impl Error {
             | Self::NoSessions { .. }
             | Self::SessionNotFound { .. } => ExitCode::NotFound,
             Self::Recovery(error) if error.is_missing() => ExitCode::NotFound,
-            Self::Silent { .. } => ExitCode::Saturated,
+            Self::Silent { .. } | Self::NotInTime { .. } => ExitCode::Saturated,
             Self::NotStarted { code, .. } => *code,
             Self::Refused(failure) => match failure {
                 CallFailure::Control(error) => match error {
                     ControlError::NotFound { .. } => ExitCode::NotFound,
+                    ControlError::RequestFailed(failure) => of_request(&failure.reason),
                     ControlError::Saturated {} => ExitCode::Saturated,
-                    ControlError::Refused { .. } | ControlError::ShuttingDown {} | ControlError::Failed { .. } => {
-                        ExitCode::Failed
-                    }
+                    ControlError::Refused { .. }
+                    | ControlError::Exists { .. }
+                    | ControlError::ShuttingDown {}
+                    | ControlError::Failed { .. } => ExitCode::Failed,
                 },
                 CallFailure::Service(_) | CallFailure::Unknown { .. } => ExitCode::Failed,
             },
@@ -155,6 +161,7 @@ impl Error {
             | Self::Input { .. }
             | Self::Pull { .. }
             | Self::NoSkopeo { .. }
+            | Self::Dashboard { .. }
             | Self::Helper { .. }
             | Self::Output { .. } => ExitCode::Failed,
         }
@@ -222,6 +229,14 @@ fn located(path: &Option<PathBuf>, lines: &[String]) -> String {
     let begin = path.as_ref().map_or_else(String::new, |path| format!("{}: ", escape::text(&path.to_string_lossy())));
     let located: Vec<_> = lines.iter().map(|line| format!("{begin}{line}")).collect();
     located.join("\n")
+}
+
+/// The exit status of a request that has no result: whoever waits a little may have one.
+fn of_request(reason: &str) -> ExitCode {
+    match reason {
+        "pool_saturated" | "queue_timeout" | "worker_timeout" | "worker_busy" | "circuit_open" => ExitCode::Saturated,
+        _ => ExitCode::Failed,
+    }
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::context::Context;
 use super::error::Error;
-use crate::daemon::recovery;
-use crate::protocol::control::{ListReply, ListRequest, Request};
+use crate::daemon::recovery::{self, Known};
+use crate::protocol::control::{ListReply, ListRequest, Request, SessionsReply};
 use crate::spec::parse_duration;
 
 /// End workers that run without a daemon, and remove what was never finished, with logs of workers that there are no more.
@@ -27,16 +27,29 @@ fn age(text: &str) -> Result<Duration, String> {
 impl Gc {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let spec = context.daemon_spec()?;
-        let mut kept = Vec::new();
-        match context.client() {
-            Ok(mut client) => client.call_more(&Request::List(ListRequest { pool: None }), |reply: ListReply| {
-                kept.extend(reply.workers.into_iter().map(|worker| worker.name));
-                Ok(())
-            })?,
-            Err(Error::Unreachable { .. }) => {}
+        let known = match context.client() {
+            Ok(mut client) => {
+                let all = ListRequest { pool: None };
+                let mut known = Known::default();
+                // Those that live first: one that ends meanwhile is among them, or among those that are kept.
+                client.call_more(&Request::List(all.clone()), |reply: ListReply| {
+                    for worker in reply.workers {
+                        known.workers.push(worker.name);
+                        known.sessions.extend(worker.session.map(|session| session.name));
+                    }
+                    Ok(())
+                })?;
+                let reply: SessionsReply = client.call(&Request::Sessions(all))?;
+                known.sessions.extend(reply.sessions.into_iter().map(|session| session.name));
+                Some(known)
+            }
+            Err(Error::Unreachable { .. }) => None,
             Err(error) => return Err(error),
-        }
-        let swept = recovery::collect(&spec, self.stale, &kept)?;
+        };
+        let swept = recovery::collect(&spec, self.stale, known.as_ref())?;
+        let counts = [swept.orphans, swept.unfinished, swept.files].map(|count| count.to_string());
+        let more = [("orphans", &*counts[0]), ("unfinished", &*counts[1]), ("files", &*counts[2])];
+        super::backup::record(&spec, "gc", "state", &more);
         context.output.answer(&swept, |swept| {
             format!(
                 "ended {} workers that ran without a daemon; removed {} unfinished volumes and restores, {} old files",

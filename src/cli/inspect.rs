@@ -39,7 +39,10 @@ pub(super) fn render(inspection: &Inspection) -> String {
     let limits: Vec<_> = inspection.limits.iter().map(limit).collect();
     let mut text = pairs([
         ("name", Some(worker.name.clone())),
-        ("state", Some(format!("{} since {} ({})", worker.state, worker.since, human::age(worker.age_seconds)))),
+        (
+            "state",
+            Some(format!("{} since {} ({})", super::ps::state(worker), worker.since, human::age(worker.age_seconds))),
+        ),
         ("status", worker.status_text.clone()),
         ("command", Some(inspection.command.join(" "))),
         ("generation", worker.generation.map(|generation| generation.to_string())),
@@ -90,6 +93,7 @@ fn render_certificate(certificate: &DeathCertificate) -> String {
         ("died", Some(format!("{}: {}{status}", certificate.ended, certificate.cause))),
         ("  generation", Some(certificate.generation.to_string())),
         ("  start", certificate.start_failure.as_ref().map(|failure| failure.text.clone())),
+        ("  session", certificate.session.clone()),
         ("  asked by", certificate.asked_by.clone()),
         ("  note", certificate.note.clone()),
         ("  started", certificate.started.clone()),

@@ -29,9 +29,16 @@ pub(super) struct Logs {
 impl Logs {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let mut client = context.client()?;
-        let worker = self.worker.meant(&mut client)?;
-        let layout = Layout { timestamps: self.timestamps, names: !matches!(worker, Target::Worker(..)) };
-        let request = Request::Logs(LogsRequest { worker, lines: Some(self.lines), follow: Some(self.follow) });
+        let (lines, follow) = (Some(self.lines), Some(self.follow));
+        let name = self.worker.to_string();
+        let (names, request) = if let Some((_, pool)) = super::session::find_kept(&mut client, &name)? {
+            (false, LogsRequest { worker: pool, lines, follow: None, session: Some(name) })
+        } else {
+            let worker = self.worker.meant(&mut client)?;
+            (!matches!(worker, Target::Worker(..)), LogsRequest { worker, lines, follow, session: None })
+        };
+        let layout = Layout { timestamps: self.timestamps, names };
+        let request = Request::Logs(request);
         client.call_more(&request, |reply: LogsReply| {
             if context.output.is_json() {
                 return reply.entries.iter().try_for_each(|entry| context.output.json_line(entry));

@@ -6,6 +6,9 @@
 mod attach;
 mod audit;
 mod backup;
+mod breaker;
+mod call;
+mod caller;
 mod capture;
 mod check;
 mod claim;
@@ -20,6 +23,7 @@ mod daemon_reset;
 mod daemon_run;
 mod daemon_start;
 mod daemon_stop;
+mod dashboard;
 mod debug_bundle;
 mod doctor;
 mod error;
@@ -33,6 +37,7 @@ mod image;
 mod image_import;
 mod image_layout;
 mod image_pull;
+mod input;
 mod inspect;
 mod kill;
 mod log;
@@ -42,6 +47,7 @@ mod notify;
 mod order;
 mod output;
 mod pool;
+mod pool_wait;
 mod ps;
 mod release;
 mod reset;
@@ -57,7 +63,9 @@ mod status;
 mod stop;
 mod stopwatch;
 mod table;
+mod task;
 mod terminal;
+mod token;
 mod up;
 mod volume;
 mod volume_export;
@@ -70,6 +78,7 @@ use clap::{Parser, Subcommand};
 use crate::exit_code::ExitCode;
 use crate::protocol::escape;
 use crate::spec::InstanceName;
+pub use caller::{CallError, Caller};
 use context::Context;
 use error::Error;
 
@@ -107,6 +116,15 @@ enum Verb {
     Restart(restart::Restart),
     Kill(kill::Kill),
     Scale(scale::Scale),
+    Call(Box<call::Call>),
+    Queue(breaker::Queue),
+    /// Look at circuit breakers, and close them.
+    #[command(subcommand)]
+    Breaker(breaker::Verb),
+    /// Make, list and revoke what people who come by HTTP are known by.
+    #[command(subcommand)]
+    Token(token::Verb),
+    Dashboard(dashboard::Dashboard),
     Spawn(Box<spawn::Spawn>),
     Claim(Box<claim::Claim>),
     Release(release::Release),
@@ -114,6 +132,8 @@ enum Verb {
     #[command(subcommand)]
     Pool(pool::Verb),
     Reset(reset::Reset),
+    #[command(subcommand)]
+    Task(task::Verb),
     /// Import, list and remove images, the root file systems of workers.
     #[command(subcommand)]
     Image(image::Verb),
@@ -157,11 +177,17 @@ impl Verb {
             Self::Restart(verb) => verb.run(context),
             Self::Kill(verb) => verb.run(context),
             Self::Scale(verb) => verb.run(context),
+            Self::Call(verb) => verb.run(context),
+            Self::Queue(verb) => verb.run(context),
+            Self::Breaker(verb) => verb.run(context),
+            Self::Token(verb) => verb.run(context),
+            Self::Dashboard(verb) => verb.run(context),
             Self::Spawn(verb) => verb.run(context),
             Self::Claim(verb) => verb.run(context),
             Self::Release(verb) => verb.run(context),
             Self::Pool(verb) => verb.run(context),
             Self::Reset(verb) => verb.run(context),
+            Self::Task(verb) => verb.run(context),
             Self::Image(verb) => verb.run(context),
             Self::Logs(verb) => verb.run(context),
             Self::Attach(verb) => verb.run(context),
@@ -218,6 +244,9 @@ pub fn main() -> std::process::ExitCode {
 fn usage(mut error: clap::Error) -> ExitCode {
     let is_help = !error.use_stderr();
     if is_help || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        if !is_help && error.render().to_string().contains("Usage: halsup pool ") {
+            output::complain_text("No command specified");
+        }
         return match error.print() {
             Ok(()) if is_help => ExitCode::Done,
             Ok(()) => ExitCode::Usage,
@@ -236,7 +265,12 @@ fn usage_sentence(mut error: clap::Error) -> String {
         let safe = escape::text(written).into_owned();
         error.insert(kind, ContextValue::String(safe));
     }
-    let text = error.render().to_string();
+    let mut text = error.render().to_string();
+    let of_pool = matches!(error.get(ContextKind::Usage), Some(ContextValue::StyledStr(usage))
+        if usage.to_string().contains("halsup pool "));
+    if of_pool && matches!(error.kind(), ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument) {
+        text = in_the_words_of_the_seed(&error, text);
+    }
     let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.starts_with("For more information"));
     let parts = paragraphs.map(|paragraph| {
         let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -247,6 +281,19 @@ fn usage_sentence(mut error: clap::Error) -> String {
         }
     });
     parts.collect::<Vec<_>>().join("; ")
+}
+
+/// What the pool of the system before this one said of a word that it did not know.
+fn in_the_words_of_the_seed(error: &clap::Error, text: String) -> String {
+    let kinds = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg];
+    let unknown = kinds.into_iter().find_map(|kind| match error.get(kind) {
+        Some(ContextValue::String(unknown)) => Some(unknown),
+        Some(_) | None => None,
+    });
+    match (unknown, text.split_once('\n')) {
+        (Some(unknown), Some((_, rest))) => format!("error: Unknown argument: {unknown}\n{rest}"),
+        (Some(_) | None, _) => text,
+    }
 }
 
 /// Whoever writes `halsup up python3 -m http.server` is told that the whole command goes after `--`, not its option alone.

@@ -7,7 +7,7 @@ use super::context::Context;
 use super::error::Error;
 use super::human;
 use super::table::table;
-use crate::protocol::control::{ListReply, ListRequest, Request, WorkerInfo};
+use crate::protocol::control::{ListReply, ListRequest, Occupancy, Request, WorkerInfo};
 use crate::spec::PoolName;
 
 /// List workers.
@@ -56,9 +56,12 @@ pub(super) fn render(workers: &[WorkerInfo]) -> String {
     )
 }
 
-/// The state, with what it waits for: `restarting (in 800ms)`, `unhealthy (2 missed)`.
-fn state(worker: &WorkerInfo) -> String {
+/// The state, with what it waits for: `restarting (in 800ms)`, `unhealthy (2 missed)`, `healthy, frozen`.
+pub(super) fn state(worker: &WorkerInfo) -> String {
     let mut text = worker.state.to_string();
+    if worker.occupancy == Some(Occupancy::Frozen) {
+        text.push_str(", frozen");
+    }
     if let Some(wait_ms) = worker.restart_in_ms {
         let wait = if wait_ms < 1_000 { format!("{wait_ms}ms") } else { human::age(wait_ms / 1_000) };
         text.push_str(&format!(" (in {wait})"));

@@ -9,9 +9,11 @@ use sha2::{Digest as _, Sha256};
 use super::client::Client;
 use super::error::Error;
 use crate::protocol::control::{
-    CallFailure, ListReply, ListRequest, Request, Target, TargetError, WorkerInfo, is_session_name,
+    CallFailure, ListReply, ListRequest, Request, SessionInfo, SessionsReply, Target, TargetError, WorkerInfo,
+    is_session_name,
 };
 use crate::protocol::service::ServiceError;
+use crate::spec::PoolName;
 
 /// Every claimed worker.
 ///
@@ -45,6 +47,29 @@ pub(super) fn find(client: &mut Client, name: &str) -> Result<WorkerInfo, Error>
         worker.name == name || worker.session.as_ref().is_some_and(|session| session.name == name)
     };
     all(client)?.into_iter().find(is_meant).ok_or_else(|| Error::SessionNotFound { name: name.to_owned() })
+}
+
+/// Those that have ended and are kept. None for a caller who may look at one pool alone.
+///
+/// # Errors
+/// The daemon's refusal, or a lost connection.
+pub(super) fn kept(client: &mut Client) -> Result<Vec<SessionInfo>, Error> {
+    match client.call::<SessionsReply>(&Request::Sessions(ListRequest { pool: None })) {
+        Err(Error::Refused(CallFailure::Service(ServiceError::PermissionDenied {}))) => Ok(Vec::new()),
+        listed => listed.map(|reply| reply.sessions.into_iter().filter(|one| one.ended.is_some()).collect()),
+    }
+}
+
+/// The one of this name that has ended and is kept, and its pool.
+///
+/// # Errors
+/// As [`kept`].
+pub(super) fn find_kept(client: &mut Client, name: &str) -> Result<Option<(SessionInfo, Target)>, Error> {
+    if !is_session_name(name) {
+        return Ok(None);
+    }
+    let found = kept(client)?.into_iter().find(|one| one.name == name);
+    Ok(found.and_then(|one| PoolName::parse(&one.pool).ok().map(|pool| (one, Target::Pool(pool)))))
 }
 
 /// A worker as orders name it.

@@ -8,26 +8,38 @@ use serde::Serialize;
 use super::client::Client;
 use super::context::Context;
 use super::error::Error;
+use super::human;
 use super::session;
 use super::table::table;
 use crate::protocol::control::{
-    CallFailure, Error as ControlError, ListRequest, Request, SessionInfo, SessionsReply, Target, WorkerState,
+    CallFailure, CallSessionInfo, Error as ControlError, ListRequest, ListSessionsReply, Request, SessionInfo,
+    SessionsReply, Target, WorkerState,
 };
 use crate::spec::PoolName;
 
 /// What is said where there is none.
 const NONE: &str = "No running sessions. `halsup ps` lists workers without a terminal too.";
 
-/// List sessions: workers that somebody has claimed or that have a terminal.
+/// The same of requests.
+const NONE_OF_REQUESTS: &str = "No sessions of requests.";
+
+/// List sessions: workers that somebody has claimed or that have a terminal. With `--requests`, the sessions that requests belong
+/// to (`halsup call --session`): which worker each has, and when it is over.
 #[derive(Debug, Args)]
 pub(super) struct Sessions {
     /// Only those of this pool.
     #[arg(value_name = "POOL", value_parser = super::pool_name)]
     pub(super) pool: Option<PoolName>,
+    /// Sessions of requests instead.
+    #[arg(long)]
+    requests: bool,
 }
 
 impl Sessions {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        if self.requests {
+            return of_requests(context, self.pool);
+        }
         let reply: SessionsReply = context.client()?.call(&Request::Sessions(ListRequest { pool: self.pool }))?;
         if context.output.is_json() {
             let socket = context.socket()?;
@@ -35,6 +47,31 @@ impl Sessions {
         }
         context.output.text(&render(&reply.sessions))
     }
+}
+
+fn of_requests(context: &Context, pool: Option<PoolName>) -> Result<(), Error> {
+    let mut all = ListSessionsReply::default();
+    context.client()?.call_more(&Request::ListSessions(ListRequest { pool }), |reply: ListSessionsReply| {
+        all.sessions.extend(reply.sessions);
+        Ok(())
+    })?;
+    context.output.answer(&all, |all| {
+        if all.sessions.is_empty() {
+            return NONE_OF_REQUESTS.to_owned();
+        }
+        let row = |session: &CallSessionInfo| {
+            let worker = human::or_dash(session.worker.as_ref(), Clone::clone);
+            [
+                session.session.clone(),
+                session.pool.clone(),
+                if session.lost { format!("{worker}, gone") } else { worker },
+                session.requests.to_string(),
+                human::age(session.ttl_ms / 1000),
+                human::or_dash(session.expires_in_ms, |ms| human::age(ms / 1000)),
+            ]
+        };
+        table(["NAME", "POOL", "WORKER", "REQUESTS", "TTL", "OVER IN"], all.sessions.iter().map(row))
+    })
 }
 
 /// The list as JSON: the keys that `show-workers -j` of HAL-9000 has, and our own as `sessions`.
@@ -83,12 +120,14 @@ impl<'a> Listed<'a> {
             },
             session: &session.name,
         };
+        // Those that are only kept run no more.
+        let living: Vec<&SessionInfo> = sessions.iter().filter(|session| session.ended.is_none()).collect();
         Self {
             // The daemon has answered.
             parent_running: true,
             coordinator: Coordinator { active: true, socket_dir: socket_dir.display().to_string() },
-            worker_count: sessions.len(),
-            workers: sessions.iter().map(worker).collect(),
+            worker_count: living.len(),
+            workers: living.into_iter().map(worker).collect(),
             sessions,
         }
     }
@@ -105,7 +144,7 @@ fn render(sessions: &[SessionInfo]) -> String {
             [
                 session.name.clone(),
                 session.worker.clone(),
-                session.state.to_string(),
+                state(session),
                 session.started.clone(),
                 session.project.clone().unwrap_or_else(|| "-".into()),
                 session
@@ -117,6 +156,15 @@ fn render(sessions: &[SessionInfo]) -> String {
             ]
         }),
     )
+}
+
+/// What it is doing, or how it ended.
+fn state(session: &SessionInfo) -> String {
+    match (session.exit, session.frozen) {
+        (Some(cause), _) => format!("ended ({cause})"),
+        (None, true) => format!("{}, frozen", session.state),
+        (None, false) => session.state.to_string(),
+    }
 }
 
 /// The session that a name means, or the only one there is.
@@ -137,7 +185,8 @@ pub(super) fn pick(client: &mut Client, name: Option<&str>) -> Result<(Target, S
             .ok_or_else(|| Error::SessionNotFound { name: name.to_owned() });
     }
     let reply: SessionsReply = client.call(&Request::Sessions(ListRequest { pool: None }))?;
-    match reply.sessions.as_slice() {
+    let living: Vec<SessionInfo> = reply.sessions.into_iter().filter(|session| session.ended.is_none()).collect();
+    match living.as_slice() {
         [] => Err(Error::NoSessions { sentence: NONE }),
         [only] => pick(client, Some(&only.name)),
         several => {

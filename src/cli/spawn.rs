@@ -11,7 +11,7 @@ use super::context::Context;
 use super::error::Error;
 use super::terminal::size_of_terminal;
 use super::{output, session};
-use crate::protocol::control::{ChangeReply, ClaimReply, ClaimRequest, Request, TargetRequest};
+use crate::protocol::control::{ClaimReply, ClaimRequest, Request};
 use crate::protocol::escape;
 use crate::spec::PoolName;
 
@@ -40,11 +40,11 @@ pub(super) struct Spawn {
     /// Print the session's name instead of attaching to it; so it is too where there is no terminal.
     #[arg(short, long)]
     detach: bool,
-    /// End the session when its terminal is left.
-    #[arg(long, conflicts_with = "detach", overrides_with = "no_rm")]
+    /// Forget the session when its program has ended, as it is by default.
+    #[arg(long, overrides_with = "no_rm")]
     rm: bool,
-    /// Leave the session there when its terminal is left, as it is by default.
-    #[arg(long)]
+    /// Keep it then, with its exit status and its log, until it is released or begins anew.
+    #[arg(long, overrides_with = "rm")]
     no_rm: bool,
     /// Begin a shell, whatever the pool's command is.
     #[arg(short, long)]
@@ -64,9 +64,12 @@ impl Spawn {
         let usual = self.options.name.clone().unwrap_or_else(|| session::name_of(&dir));
         let there = session::all(&mut client)?;
         let is_there = |name: &str| there.iter().any(|one| one.session.as_ref().is_some_and(|s| s.name == name));
+        let kept = session::kept(&mut client)?;
+        let ended = |name: &str| kept.iter().find(|one| one.name == name);
         let name = if self.new {
             // The next one that is free; a race for it is refused by the daemon.
-            (1..).map(|n| if n == 1 { usual.clone() } else { format!("{usual}-{n}") }).find(|name| !is_there(name))
+            let is_free = |name: &String| !is_there(name) && ended(name).is_none();
+            (1..).map(|n| if n == 1 { usual.clone() } else { format!("{usual}-{n}") }).find(is_free)
         } else {
             Some(usual)
         };
@@ -80,7 +83,9 @@ impl Spawn {
         let wanted = Wanted { pool: self.profile, image: self.image, net: self.net };
         let (pool, _) = wanted.find(&mut client)?;
         let mut request = ClaimRequest::of(pool);
-        self.options.fill(&mut request, Some(&dir))?;
+        let opened = self.options.fill(&mut request, Some(&dir))?;
+        request.keep = (self.no_rm && !self.rm).then_some(true);
+        let before = ended(&name).and_then(|one| one.exit);
         request.session = Some(name);
         let is_shell = request.command.is_none();
         if self.shell && is_shell {
@@ -95,19 +100,15 @@ impl Spawn {
         }
         request.detached = Some(!attaches);
         let reply: ClaimReply = client.call(&Request::Claim(Box::new(request)))?;
+        opened.let_go();
+        if let Some(cause) = before {
+            output::complain_text(&format!("session {} had ended ({cause}): it begins anew", reply.session));
+        }
         let from = if reply.warm { "warm" } else { "cold" };
         output::complain_text(&format!("session {} runs in {} ({from})", reply.session, reply.worker));
         if !attaches {
             return context.output.answer(&reply, |reply| escape::text(&reply.session).into_owned());
         }
-        let attached = Attach::to(reply.session.clone()).run(context);
-        if self.rm {
-            // It may have ended by itself, and its name with it.
-            if let Ok(worker) = session::find(&mut client, &reply.session) {
-                let target = session::target_of(&worker)?;
-                let _released: ChangeReply = client.call(&Request::Release(TargetRequest { target }))?;
-            }
-        }
-        attached
+        Attach::to(reply.session).run(context)
     }
 }

@@ -102,7 +102,8 @@ fn pools(pools: &[PoolInfo]) -> String {
         pools.iter().map(|pool| {
             let others = StateCounts { healthy: 0, ..pool.counts };
             let others = if others.total() == 0 { String::new() } else { counts(&others) };
-            [pool.name.clone(), pool.wanted.to_string(), pool.counts.healthy.to_string(), others]
+            let frozen = if pool.frozen == 0 { String::new() } else { format!(" ({} frozen)", pool.frozen) };
+            [pool.name.clone(), pool.wanted.to_string(), format!("{}{frozen}", pool.counts.healthy), others]
         }),
     )
 }

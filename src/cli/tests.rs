@@ -29,6 +29,18 @@ fn a_program_without_dashes_is_told_where_they_go() {
 }
 
 #[test]
+fn the_help_of_up_names_every_way_to_become_ready() {
+    let reference = include_str!("../../docs/configuration.md");
+    let row = reference.lines().find(|line| line.starts_with("| `ready` |")).unwrap();
+    let ways: Vec<&str> = row.split(" | ").nth(3).unwrap().split(", ").collect();
+    assert!(ways.len() > 7, "{ways:?}");
+    let mut command = Arguments::command();
+    let help = command.find_subcommand_mut("up").unwrap().render_long_help().to_string();
+    let told: Vec<&str> = help.split_whitespace().map(|word| word.trim_matches([',', '.'])).collect();
+    assert_eq!(ways.into_iter().filter(|way| !told.contains(way)).collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
 fn a_wrong_command_line_is_one_line() {
     for (line, sentence) in [
         ("pss", "unrecognized subcommand 'pss'; a similar subcommand exists: 'ps'; usage: halsup [OPTIONS] <COMMAND>"),
@@ -51,6 +63,14 @@ fn a_wrong_command_line_is_one_line() {
 #[test]
 fn every_verb_is_understood() {
     for line in [
+        "task run hello",
+        "task run --timeout 5s --priority 7 --id a-1 --worker-id w --metadata {} --follow --raw -",
+        "task ls --json",
+        "task show a-1 --bytes 100",
+        "task cancel a b",
+        "task follow a --after 7 --raw",
+        "task status",
+        "task switch stub",
         "image import x.tar",
         "image import - --name a/b:c --replace",
         "image pull ghcr.io/hellblazer/hal-9000:worker --replace",
@@ -223,8 +243,18 @@ chroma  unhealthy (2 missed)   -     -           -     3m12s  0         -
 fn status_says_what_is_not_enforced() {
     let counts = StateCounts { healthy: 2, crashed: 1, ..StateCounts::default() };
     let (root, net) = ("host".into(), "parent".into());
-    let pool =
-        PoolInfo { name: "web".into(), service: false, min: 3, max: 3, wanted: 3, root, net, claims: None, counts };
+    let pool = PoolInfo {
+        name: "web".into(),
+        service: false,
+        min: 3,
+        max: 3,
+        wanted: 3,
+        root,
+        net,
+        claims: None,
+        counts,
+        frozen: 1,
+    };
     let status = StatusReply {
         version: "0.1.0".into(),
         protocol: 1,
@@ -248,8 +278,8 @@ fn status_says_what_is_not_enforced() {
     let expected = "\
 halsup 0.1.0 (default), running for 1m, pid 9
 limits are not enforced: controller memory is missing
-POOL  WANTED  HEALTHY  OTHERS
-web   3       2        1 crashed
+POOL  WANTED  HEALTHY       OTHERS
+web   3       2 (1 frozen)  1 crashed
 ";
     assert_eq!(status::render(&status), expected);
     let daemon = status::render_daemon(&status);

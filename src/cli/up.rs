@@ -52,7 +52,7 @@ pub(super) struct PoolArguments {
     /// Most processes and threads of each worker.
     #[arg(long, value_name = "COUNT", requires = "command")]
     pids: Option<String>,
-    /// How a worker becomes ready: exec, notify, channel, tcp, http:/path, file:NAME.
+    /// How a worker becomes ready: exec, notify, channel, tcp, grpc, http:/path, file:NAME, port-file:NAME.
     #[arg(long, value_name = "HOW", requires = "command")]
     ready: Option<String>,
     /// The root file system: host, or a directory.

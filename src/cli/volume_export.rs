@@ -41,6 +41,8 @@ impl Export {
         let packed = recovery::export(&spec, &self.name, (!is_stdout).then_some(&*path), &stdout)?;
         hold.release()?;
         super::backup::warn_of_changes(packed);
+        let to = path.display().to_string();
+        super::backup::record(&spec, "volume_export", self.name.as_str(), &[("to", &to)]);
         if is_stdout {
             return Ok(());
         }
@@ -74,6 +76,9 @@ impl Import {
             let failed = |source| Error::ReadFile { path: self.file.clone(), source };
             recovery::import(&spec, &self.name, &File::open(&self.file).map_err(failed)?, self.replace)?
         };
+        let (entries, replaced) = (imported.entries.to_string(), imported.replaced.to_string());
+        let more = [("entries", &*entries), ("replaced", &*replaced)];
+        super::backup::record(&spec, "volume_import", self.name.as_str(), &more);
         context.output.answer(&imported, |imported| {
             format!("{}: {} entries, {}", self.name, imported.entries, human::bytes(imported.bytes))
         })

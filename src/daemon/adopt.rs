@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::birth::{chain, errno_of, is_shortage, start_failure};
 use super::ends::Ends;
+use super::environment::Told;
 use super::live::{Evidence, Live, Particulars, Phase};
 use super::past::{BirthRecord, Past, PastPool};
 use super::pool::listen_text;
@@ -341,8 +342,9 @@ impl Daemon {
             if let Some(evidence) = one.evidence {
                 self.evidence.insert((worker, generation), evidence);
             }
-            let known = one.session.filter(|_| one.record.leased);
-            self.take_session_over(worker, generation, known, one.record.leased && one.found.is_some());
+            let runs = one.found.as_ref().is_some_and(|found| found.init.main.is_some());
+            let (leased, lives) = (one.record.leased, one.found.is_some());
+            self.take_session_over(worker, generation, one.session, leased, (lives, runs));
             match one.found {
                 Some(found) => self.take_over(worker, found, one.record.phase),
                 None if one.failed => self.inputs.push(Input::SpawnFailed(worker, generation)),
@@ -402,7 +404,7 @@ impl Daemon {
                     ..Chore::default()
                 },
                 uid: birth.uid,
-                port: birth.port,
+                told: Told { port: birth.port, last_port: birth.last_port },
                 work_name: birth.work_name,
                 started: clock::from_msec(birth.started_msec),
             },
@@ -410,7 +412,7 @@ impl Daemon {
         // Somebody may have held it for a copy when the daemon before this one ended.
         super::log::best_effort(live.cgroup.thaw(), "it was not frozen");
         live.main_pid = init.main.as_ref().and_then(crate::host::spawn::pid_of);
-        live.main = init.main;
+        (live.main, live.claim) = (init.main, init.claim);
         live.phase = if runs { Phase::Running } else { Phase::Starting };
         let terminal = rustix::termios::isatty(&init.terminal).then_some(init.terminal);
         let ends = Ends {
@@ -431,16 +433,27 @@ impl Daemon {
             self.inputs.push(Input::Emptied(worker, generation));
             return;
         }
-        if let Some(Err(error)) = terminal.map(|master| self.begin_terminal(worker, MAIN, master)) {
-            tracing::warn!(target: "worker", worker = %name, %error, "watch the terminal of {name}: nobody can attach to it");
-        }
-        tracing::debug!(target: "worker", worker = %name, generation = generation.0, "{name} is taken over");
-        self.audit("worker_adopt", &name, &[("generation", &generation.0.to_string())]);
+        self.take_terminal_over(worker, &name, terminal);
+        self.tell_taken_over(&name, generation);
         if runs && phase == engine::Phase::Spawning {
             self.inputs.push(Input::Spawned(worker, generation));
         }
         if runs && ready_is_open {
             self.await_ready(worker);
+        } else {
+            self.learn_port(worker);
+        }
+        self.have_forgotten(worker, generation);
+    }
+
+    fn tell_taken_over(&mut self, name: &str, generation: Generation) {
+        tracing::debug!(target: "worker", worker = %name, generation = generation.0, "{name} is taken over");
+        self.audit("worker_adopt", name, &[("generation", &generation.0.to_string())]);
+    }
+
+    fn take_terminal_over(&mut self, worker: WorkerId, name: &str, terminal: Option<OwnedFd>) {
+        if let Some(Err(error)) = terminal.map(|master| self.begin_terminal(worker, MAIN, master)) {
+            tracing::warn!(target: "worker", worker = %name, %error, "watch the terminal of {name}: nobody can attach to it");
         }
     }
 

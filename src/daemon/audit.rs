@@ -1,6 +1,6 @@
 //! The audit log and the security log: who did what to which worker, and what looks like an attack or a limit.
 //!
-//! One writer, this daemon, with whole lines; what a turn has to say is written at its end, in one call for each file. Lines
+//! This daemon writes whole lines, and so do commands that act on the state directory by hand (`recovery::record`); what a turn has to say is written at its end, in one call for each file. Lines
 //! that the disk does not take are counted and told of in the daemon's log; nobody waits for them. The files are
 //! `<state_dir>/logs/audit.log` and `security.log`, mode 0640, rotated at 10 MiB, five kept. Whoever adds something that
 //! people do to workers calls [`Daemon::audit_order`]; what happens by itself goes through [`Daemon::audit`].
@@ -120,8 +120,14 @@ impl Daemon {
 
     /// Writes down that somebody did something to `resource`.
     pub(super) fn audit_order(&mut self, asked: Asked, event: &str, resource: &str) {
+        self.audit_order_more(asked, event, resource, &[]);
+    }
+
+    /// The same, with what came of it.
+    pub(super) fn audit_order_more(&mut self, asked: Asked, event: &str, resource: &str, more: &[(&str, &str)]) {
         let (uid, pid) = (asked.by.uid.to_string(), asked.by.pid.to_string());
-        self.audit_by(&uid, event, resource, &[("pid", &pid)]);
+        let fields: Vec<(&str, &str)> = [("pid", &*pid)].iter().chain(more).copied().collect();
+        self.audit_by(&uid, event, resource, &fields);
     }
 
     /// Writes something down that is to be looked at. `worker` is `-` where it is about none.

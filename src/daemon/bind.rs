@@ -7,16 +7,15 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::birth::{WINDOW, chain, step};
-use super::environment::{self, WORK_DIR};
+use super::birth::{WINDOW, chain};
+use super::environment::{self, Told, WORK_DIR};
+use super::foresight::{Foresight, Habit};
 use super::session::{Session, SessionLimits, abandon_call};
 use super::state::Daemon;
-use crate::engine::{CallId, Input, Origin};
+use crate::engine::{CallId, Input, Origin, Return};
 use crate::host::identity::HostUser;
 use crate::host::init_image::{Begins, Start, Window, start_image};
-use crate::host::init_orders::order;
-use crate::host::late_binding::{self, BindingError, Directory, LateMount, SECRETS_TARGET};
-use crate::protocol::init::{MAIN, Order, START};
+use crate::host::late_binding::{self, BindingError, Directory, LateMount, OwnerMap, SECRETS_TARGET};
 use crate::spec::{Generation, Limit, Limits, Root, WorkerId};
 
 /// Where a project appears inside a root that is not the host's.
@@ -29,6 +28,8 @@ pub(super) struct Wanted {
     pub(super) name: String,
     /// Who asks.
     pub(super) owner: u32,
+    /// The task that it is for, if it is for one.
+    pub(super) task: Option<String>,
     /// The project, where it appears, and whether it can be written there.
     pub(super) project: Option<(Directory, Option<PathBuf>, bool)>,
     /// Further directories.
@@ -47,6 +48,8 @@ pub(super) struct Wanted {
     pub(super) pids: Option<u64>,
     /// Whether nobody will be attached to it when it begins.
     pub(super) detached: bool,
+    /// Whether it is kept when its program has ended.
+    pub(super) keeps: bool,
     /// The size of the terminal, if there is to be one.
     pub(super) window: Option<Window>,
     /// What is remembered.
@@ -62,8 +65,6 @@ enum BindError {
     Limits(#[from] crate::host::cgroup::CgroupError),
     #[error("write its start image")]
     Image(#[from] crate::host::init_image::ImageError),
-    #[error(transparent)]
-    Step(#[from] super::birth::BirthError),
     #[error("it has just ended")]
     Gone,
     #[error("write down that it is claimed: {trouble}")]
@@ -75,10 +76,10 @@ impl Daemon {
     pub(super) fn bind(&mut self, worker: WorkerId, generation: Generation, call: CallId, origin: Origin) {
         let Some(wanted) = self.wanted_by(call, worker, origin) else {
             // Whoever asked has gone, and nothing of it has begun.
-            return self.inputs.push(Input::ReleaseRequested(abandon_call(generation), worker));
+            return self.inputs.push(Input::ReleaseRequested(abandon_call(generation), worker, Return::Destroyed));
         };
         if let Err(error) = self.try_bind(worker, generation, wanted) {
-            self.inputs.push(Input::ReleaseRequested(abandon_call(generation), worker));
+            self.inputs.push(Input::ReleaseRequested(abandon_call(generation), worker, Return::Destroyed));
             self.claim_failed(worker, &chain(&error));
         }
     }
@@ -109,6 +110,9 @@ impl Daemon {
             command,
             labels: wanted.labels,
             answered: false,
+            keeps: wanted.keeps,
+            vanishes: false,
+            task: wanted.task.clone(),
         };
         if limits != pool.spec.limits {
             live.enforcement = live.cgroup.limit(&pool.prepared.cgroup, &limits, self.spec.limits)?;
@@ -118,31 +122,28 @@ impl Daemon {
         let project = wanted.project.as_ref().map(|(directory, _, writable)| (directory, cwd.as_path(), *writable));
         let others = wanted.mounts.iter().map(|(directory, target, writable)| (directory, target.as_path(), *writable));
         let directories: Vec<(&Directory, &Path, bool)> = project.into_iter().chain(others).collect();
-        let mounts = mounts(&directories, &wanted.secrets, user, host_root)?;
-        let env = Environment { session: &session, more: wanted.env, terminal: terminal.is_some() };
+        let map = live.owner_map.take();
+        let foreseen = (map.as_ref(), &mut self.foresight);
+        let mounts = mounts(&directories, &wanted.secrets, user, host_root, foreseen)?;
+        let env = Environment { session: &session, more: wanted.env, terminal: terminal.is_some(), told: live.told };
         let image = image(pool, worker.slot, self.spec.instance.as_str(), env, &cwd, terminal)?;
-        let process = live.process.as_ref().ok_or(BindError::Gone)?.fd.try_clone().map_err(step("open its process"))?;
-        let init = live.init.as_ref().ok_or(BindError::Gone)?.fd.try_clone().map_err(step("open its init's socket"))?;
+        let owner = wanted.project.as_ref().map(|(directory, ..)| directory.owner);
+        let habit = Habit { owner, secrets: !wanted.secrets.is_empty() };
         // Before anything is there that a daemon that is killed now would leave: the next one finds it and gives it back.
         self.keep_session(worker, session);
+        if let Some(task) = wanted.task {
+            self.task_is_bound(&task, worker, generation);
+        }
         self.write_state_now();
         if let Some(trouble) = self.persist.trouble() {
             return Err(BindError::Unwritten { trouble: trouble.to_owned() });
         }
-        self.mount(&process, &mounts)?;
-        order(init.as_fd(), Order { what: START, program: MAIN }, &[image.as_fd()])
-            .map_err(step("tell its init what to start"))?;
-        Ok(())
-    }
-
-    fn mount(&mut self, process: &OwnedFd, mounts: &[LateMount]) -> Result<(), BindError> {
-        let mut stack = match self.shared.stacks.pop() {
-            Some(stack) => stack,
-            None => crate::host::spawn::Stack::new().map_err(step("make a stack"))?,
-        };
-        let mounted = late_binding::mount(process.as_fd(), mounts, &mut stack);
-        self.shared.stacks.push(stack);
-        mounted?;
+        let live = self.live.get_mut(&worker).ok_or(BindError::Gone)?;
+        let (Some(process), Some(init)) = (&live.process, &live.init) else { return Err(BindError::Gone) };
+        let (process, init) = (process.fd.as_fd(), init.fd.as_fd());
+        late_binding::mount_and_start(process, init, &mounts, image.as_fd(), &self.shared.home)?;
+        live.claim = Some(image);
+        self.learn_habit(worker.pool, habit);
         Ok(())
     }
 }
@@ -153,20 +154,24 @@ fn mounts(
     secrets: &[(String, String)],
     user: HostUser,
     host_root: bool,
+    (map, stock): (Option<&OwnerMap>, &mut Foresight),
 ) -> Result<Vec<LateMount>, BindingError> {
     let mut mounts = Vec::new();
     let mut covered = BTreeSet::new();
     // Where the root is the host's, a home that only its owner can enter is in the way of what lies in it.
-    for way in directories.iter().filter(|_| host_root).filter_map(|(_, target, _)| late_binding::in_the_way(target)) {
+    for (_, target, _) in directories.iter().filter(|_| host_root) {
+        let Some(way) = late_binding::in_the_way(target)? else { continue };
         if covered.insert(way.clone()) {
             mounts.push(late_binding::at(late_binding::cover(&way)?, &way));
         }
     }
     for (directory, target, writable) in directories {
-        mounts.push(late_binding::at(directory.tree(user, *writable)?, target));
+        mounts.push(late_binding::at(directory.tree(user, *writable, map)?, target));
     }
     if !secrets.is_empty() {
-        mounts.push(late_binding::at(late_binding::secrets(secrets, user)?, Path::new(SECRETS_TARGET)));
+        let tree = stock.places.pop().map_or_else(late_binding::place_for_secrets, Ok)?;
+        late_binding::keep_secrets(&tree, secrets, user)?;
+        mounts.push(late_binding::at(tree, Path::new(SECRETS_TARGET)));
     }
     Ok(mounts)
 }
@@ -190,6 +195,7 @@ struct Environment<'a> {
     session: &'a Session,
     more: Vec<String>,
     terminal: bool,
+    told: Told,
 }
 
 /// Everything that the init is to know of the program, sealed.
@@ -201,7 +207,7 @@ fn image(
     cwd: &Path,
     terminal: Option<Window>,
 ) -> Result<OwnedFd, BindError> {
-    let (_, mut env) = environment::of_worker(pool, slot, instance);
+    let (_, mut env) = environment::of_worker(pool, slot, instance, said.told);
     env.push(format!("HALSUP_SESSION={}", said.session.name));
     if said.terminal && !pool.spec.terminal {
         env.push("TERM=xterm-256color".to_owned());

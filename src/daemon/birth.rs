@@ -4,14 +4,14 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use mio::Interest;
 
 use super::ends::{Ends, ends, give, make_dir};
-use super::environment::{self, WORK_DIR};
+use super::environment::{self, Told, WORK_DIR};
 use super::live::{Evidence, Live, Watched};
 use super::past::BirthRecord;
 use super::pool::{Pool, listen_text};
@@ -29,7 +29,7 @@ use crate::host::spawn::{self, Birth, ExtraMount, Gone, Overlay, Plan, SpawnErro
 use crate::host::volume::VolumeError;
 use crate::host::workdir::{LinkKind, Owner, WorkDir, WorkDirError};
 use crate::protocol::control::StartFailure;
-use crate::spec::{Generation, Identity, Net, OnSupervisorDeath, Root, WorkerId};
+use crate::spec::{Generation, Identity, Net, OnSupervisorDeath, PoolSpec, Ports, Seccomp, WorkerId};
 
 /// How many private ids there are: more than workers, so that one is not used again soon.
 pub(super) const IDS: u32 = MAPPED_RANGE;
@@ -59,6 +59,8 @@ pub(super) enum BirthError {
     Step { operation: &'static str, source: io::Error },
     #[error("port {port} is in use{}", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
     PortInUse { port: u16, holder: Option<String> },
+    #[error("give it ports: all of {ports} are told to workers that live")]
+    NoPorts { ports: Ports },
     #[error("write down that it is started: {trouble}")]
     Unwritten { trouble: String },
     #[error("{lacks}")]
@@ -79,7 +81,7 @@ impl BirthError {
             Self::Log(_) => "log",
             Self::Volume(_) => "volume",
             Self::Step { .. } => "sockets",
-            Self::PortInUse { .. } => "port",
+            Self::PortInUse { .. } | Self::NoPorts { .. } => "port",
             Self::Unwritten { .. } => "state",
             Self::NoImage { .. } => "image",
             Self::NoPool => "pool",
@@ -155,6 +157,15 @@ pub(super) struct Made {
     pub(super) chore: Chore,
 }
 
+/// The log of a worker that is about to be born.
+fn log(pool: &PoolSpec, dir: BorrowedFd<'_>, name: &str) -> Result<LogFile, LogFileError> {
+    if pool.policy.claims.is_some() {
+        // What is logged there is a session's, and who has the place next is to read nothing of it.
+        LogFile::forget(dir, name)?;
+    }
+    LogFile::open(dir, name, pool.log)
+}
+
 impl Daemon {
     /// Starts a worker; what fails becomes `SpawnFailed` in the next turn.
     pub(super) fn spawn(&mut self, worker: WorkerId, generation: Generation) {
@@ -184,7 +195,9 @@ impl Daemon {
         let failure = start_failure(error.stage(), &error);
         // A disk that takes no state is nothing that a worker could get used to: that is waited out however long it takes.
         let unwritten = matches!(error, BirthError::Unwritten { .. });
-        if unwritten || (tries < RETRIES && failure.errno.is_some_and(is_shortage)) {
+        // Somebody who is ending still has ports.
+        let is_scarce = matches!(error, BirthError::NoPorts { .. }) || failure.errno.is_some_and(is_shortage);
+        if unwritten || (tries < RETRIES && is_scarce) {
             // Said once: what is in the way of all is in the way of each, time and again.
             let name = self.worker_name(worker);
             if is_first {
@@ -240,12 +253,29 @@ impl Daemon {
         }
     }
 
+    /// The ports that a worker is to be told: what nobody who lives was told, whatever the configuration was then.
+    fn ports_of(&self, pool: &Pool, slot: u32) -> Result<Told, BirthError> {
+        let Some(ports) = pool.spec.ports else {
+            return Ok(Told { port: environment::port(pool, slot), last_port: None });
+        };
+        let told = self.live.values().filter_map(|live| Some((live.told.port?, live.told.last_port)));
+        let mut taken: Vec<(u16, u16)> = told.map(|(port, last)| (port, last.unwrap_or(port))).collect();
+        taken.sort_unstable();
+        let mut taken = taken.into_iter().peekable();
+        let free = ports.pieces().find(|(first, last)| {
+            while taken.next_if(|(_, other)| other < first).is_some() {}
+            taken.peek().is_none_or(|(other, _)| other > last)
+        });
+        let (first, last) = free.ok_or(BirthError::NoPorts { ports })?;
+        Ok(Told { port: Some(first), last_port: Some(last) })
+    }
+
     fn try_spawn(&mut self, worker: WorkerId, generation: Generation, made: &mut Made) -> Result<(), BirthError> {
         self.check_ready_to_spawn(worker)?;
         let pool = self.pools.get(&worker.pool).ok_or(BirthError::NoPool)?;
         let name = pool.worker_name(worker.slot);
-        let port = environment::port(pool, worker.slot);
-        if let (Some(port), Net::Parent) = (port, &pool.spec.net) {
+        let told = self.ports_of(pool, worker.slot)?;
+        if let (Some(port), None, Net::Parent) = (told.port, told.last_port, &pool.spec.net) {
             check_port(port, &mut self.holder_search, self.now)?;
         }
         let limits = &pool.spec.limits;
@@ -256,7 +286,7 @@ impl Daemon {
         let ids = take_ids(pool, &self.spec, &mut self.shared.ids, &mut self.shared.ranges)?;
         made.chore.frees = ids.freed;
         made.chore.trees.push((Place::Work, place.clone()));
-        let prefer = if pool.spec.root == Root::Host { LinkKind::Symlink } else { LinkKind::HardLink };
+        let prefer = if pool.spec.root.has_overlay() { LinkKind::HardLink } else { LinkKind::Symlink };
         let owner = Owner { uid: ids.uid, gid: ids.gid };
         let (work, _) = WorkDir::create(self.shared.work_dirs.as_fd(), &place, &pool.prepared.links, prefer, owner)?;
         let overlay = self.overlay(pool, &ids, &place, made)?;
@@ -271,7 +301,8 @@ impl Daemon {
             generation: generation.0,
             uid: ids.uid,
             frees: ids.freed,
-            port,
+            port: told.port,
+            last_port: told.last_port,
             work_name: place.clone(),
             trees: made.chore.trees.clone(),
             image: made.chore.image.clone(),
@@ -288,7 +319,7 @@ impl Daemon {
         let passed = std::mem::take(&mut ends.theirs);
         let plan =
             plan(pool, &name, &ids, &self.shared.init, PlanFds { work_dir, notify_dir, overlay, extra, passed })?;
-        self.logs.insert(worker, LogFile::open(self.shared.log_dir.as_fd(), &name, pool.spec.log)?);
+        self.logs.insert(worker, log(&pool.spec, self.shared.log_dir.as_fd(), &name)?);
         let cgroup_dir = made.cgroup.as_ref().map(WorkerCgroup::dir);
         let child = spawn::begin(plan, cgroup_dir, self.shared.stacks.pop())?;
         let Some(cgroup) = made.cgroup.take() else { return Err(BirthError::NoPool) };
@@ -304,7 +335,7 @@ impl Daemon {
                 enforcement,
                 chore,
                 uid: ids.uid,
-                port,
+                told,
                 work_name: place,
                 started,
             },
@@ -365,7 +396,7 @@ impl Daemon {
     }
 
     fn overlay(&self, pool: &Pool, ids: &Ids, place: &str, made: &mut Made) -> Result<Option<Overlay>, BirthError> {
-        if pool.spec.root == Root::Host {
+        if !pool.spec.root.has_overlay() {
             return Ok(None);
         }
         made.chore.image.clone_from(&pool.prepared.image);
@@ -445,7 +476,8 @@ fn image(
     record: &BirthRecord,
     ledger_at: u64,
 ) -> Result<OwnedFd, BirthError> {
-    let (argv, env) = environment::of_worker(pool, record.slot, instance);
+    let told = Told { port: record.port, last_port: record.last_port };
+    let (argv, env) = environment::of_worker(pool, record.slot, instance, told);
     let death_msec = match pool.spec.on_supervisor_death {
         OnSupervisorDeath::Forever => None,
         OnSupervisorDeath::EndAfter(delay) => Some(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX - 1)),
@@ -471,7 +503,8 @@ fn image(
 /// A worker that can be claimed waits for that.
 fn begins(pool: &Pool) -> Begins {
     match (pool.spec.policy.claims, pool.spec.terminal) {
-        (Some(_), _) => Begins::Parked,
+        // A filter of somebody else's need not know what an init does.
+        (Some(_), _) => Begins::Parked { filtered: pool.spec.seccomp == Seccomp::Default },
         (None, true) => Begins::Terminal(WINDOW),
         (None, false) => Begins::Program,
     }

@@ -1,6 +1,8 @@
-//! What the helpers of a daemon do: this program once more, with a hidden word and the state directory.
+//! What the helpers of a daemon do: this program once more, with a hidden word and the state directory, or, for what is done to
+//! cgroups, the directory of that.
 //!
-//! Prints one line of JSON, or complains and fails. Ends with the daemon that started it.
+//! Prints one line, or complains and fails. Ends with the daemon that started it, but for the guard of frozen workers, which
+//! is there for that moment.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -9,6 +11,7 @@ use std::path::Path;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use super::birth::chain;
+use super::freezer::{self, GUARD_WORD, RECLAIM_WORD};
 use crate::host::own_dir::own_dir;
 use crate::host::volume::{Store, removal, repair, usage};
 use crate::spec::VolumeName;
@@ -18,9 +21,15 @@ use crate::spec::VolumeName;
 /// # Errors
 /// A sentence.
 pub fn help(word: &str, state_dir: &Path, arguments: &[String]) -> Result<String, String> {
+    if word == GUARD_WORD {
+        return freezer::guard(state_dir);
+    }
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|errno| format!("end with the daemon: {errno}"))?;
     if getppid().is_none() {
         return Err("the daemon is gone".to_owned());
+    }
+    if word == RECLAIM_WORD {
+        return freezer::take_memory(state_dir);
     }
     let state = own_dir(state_dir, 0o700).map_err(|error| chain(&error))?;
     let store = Store::open(state.as_fd()).map_err(|error| chain(&error))?;

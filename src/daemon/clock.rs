@@ -41,6 +41,12 @@ pub(super) fn msec(wall: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The wall time in microseconds since 1970.
+pub(super) fn unix_usec() -> u64 {
+    let since = wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Undoes [`msec`].
 pub(super) fn from_msec(msec: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(msec)).unwrap_or(SystemTime::UNIX_EPOCH)

@@ -46,8 +46,9 @@ impl Ends {
             self.channel.as_ref().unwrap_or(null).as_fd(),
             self.notify.as_ref().unwrap_or(null).as_fd(),
             null.as_fd(),
+            null.as_fd(),
         ];
-        const { assert!(kept::COUNT == 9, "these are all that there are") };
+        const { assert!(kept::COUNT == 10, "these are all that there are") };
         let copies: io::Result<Vec<OwnedFd>> = kept.into_iter().map(|fd| fd.try_clone_to_owned()).collect();
         self.theirs.extend(copies?);
         Ok(())

@@ -19,7 +19,8 @@ pub(super) fn has_notify(pool: &Pool) -> bool {
 
 /// Whether the pool's workers have a channel.
 pub(super) fn has_channel(pool: &Pool) -> bool {
-    pool.spec.ready == Ready::Channel || heartbeat_source(pool) == Some(HeartbeatSource::Channel)
+    let beats = heartbeat_source(pool) == Some(HeartbeatSource::Channel);
+    pool.spec.ready == Ready::Channel || beats || (pool.spec.policy.dispatch.is_some() && pool.spec.serve.is_none())
 }
 
 fn heartbeat_source(pool: &Pool) -> Option<HeartbeatSource> {
@@ -27,10 +28,10 @@ fn heartbeat_source(pool: &Pool) -> Option<HeartbeatSource> {
 }
 
 /// Command and environment of the worker in `slot`, as the init takes them.
-pub(super) fn of_worker(pool: &Pool, slot: u32, instance: &str) -> (Vec<String>, Vec<String>) {
+pub(super) fn of_worker(pool: &Pool, slot: u32, instance: &str, told: Told) -> (Vec<String>, Vec<String>) {
     let name = pool.worker_name(slot);
-    let port = port(pool, slot);
-    let places = Placeholders { port, slot, worker: &name, dir: WORK_DIR };
+    let port = told.port;
+    let places = Placeholders { port, slot, worker: &name, instance, dir: WORK_DIR };
     let argv = pool.spec.command.iter().map(|word| expand(word, &places)).collect();
     let mut env = vec![
         format!("HOME={WORK_DIR}"),
@@ -44,6 +45,10 @@ pub(super) fn of_worker(pool: &Pool, slot: u32, instance: &str) -> (Vec<String>,
     ];
     if let Some(port) = port {
         env.push(format!("PORT={port}"));
+    }
+    if let (Some(first), Some(last)) = (told.port, told.last_port) {
+        env.push(format!("HALSUP_PORT_FIRST={first}"));
+        env.push(format!("HALSUP_PORT_LAST={last}"));
     }
     if has_notify(pool) {
         env.push("NOTIFY_SOCKET=/run/worker/notify/socket".to_owned());
@@ -63,6 +68,10 @@ pub(super) fn of_worker(pool: &Pool, slot: u32, instance: &str) -> (Vec<String>,
     if has_channel(pool) {
         env.push(format!("HALSUP_CHANNEL_FD={}", FIRST_FD + pool.spec.listen.len()));
     }
+    if let Some(dispatch) = pool.spec.policy.dispatch {
+        env.push(format!("HALSUP_CAPACITY={}", dispatch.capacity));
+        env.push(format!("HALSUP_ZERO_COPY_BYTES={}", pool.spec.zero_copy_bytes));
+    }
     // What the operator wrote comes last and replaces what stands above, never what the protocols need: `spec` refuses those.
     if !pool.spec.env.contains_key("PATH") {
         env.push(format!("PATH={PATH}"));
@@ -72,7 +81,16 @@ pub(super) fn of_worker(pool: &Pool, slot: u32, instance: &str) -> (Vec<String>,
     (argv, env)
 }
 
-/// The port that the worker in `slot` is told.
+/// The ports that a worker is told, which stay its own as long as it lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// The one, or the first.
+    pub(super) port: Option<u16>,
+    /// The last, where there are several.
+    pub(super) last_port: Option<u16>,
+}
+
+/// The port that the worker in `slot` is told where that says it.
 pub(super) fn port(pool: &Pool, slot: u32) -> Option<u16> {
     let slot = u16::try_from(slot).ok()?;
     pool.spec.base_port?.checked_add(slot)

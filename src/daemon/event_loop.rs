@@ -4,6 +4,7 @@
 //! One turn reads the clock once. Exits are heard before anything else, so that a worker which has ended is not taken for
 //! one that is late. A source whose budget was spent is named again in the next turn, which then does not sleep.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mio::{Events, Poll, Token};
@@ -66,21 +67,28 @@ impl Daemon {
             match self.sources.source(*token) {
                 Some(Source::Signals) => self.on_signals(),
                 Some(Source::Listener) => self.on_listener(),
+                Some(Source::Gateway) => self.on_gateway(),
                 Some(Source::Client(place)) => self.on_client(place),
                 Some(Source::Init(worker)) => self.on_init(worker, *token, Budget::Turn),
                 Some(Source::Output(worker, stream)) => self.on_output(worker, stream, *token, Budget::Turn),
                 Some(Source::Terminal(number)) => self.on_terminal(number, *token, Budget::Turn),
                 Some(Source::Notify(worker)) => self.on_notify(worker, *token, Budget::Turn),
-                Some(Source::Channel(worker)) => self.on_channel(worker, *token, Budget::Turn),
+                Some(Source::Channel(worker)) => {
+                    self.send_held_chunks(worker);
+                    self.on_channel(worker, *token, Budget::Turn);
+                }
                 Some(Source::Cgroup(worker)) => {
                     if let Some(generation) = self.live.get(&worker).map(|live| live.generation) {
                         self.empty(worker, generation);
                     }
                 }
                 Some(Source::Probe(place)) => self.on_probe(place),
+                Some(Source::Lease(worker, attempt)) => self.on_lease(worker, attempt),
                 Some(Source::Files) => self.on_files(),
                 Some(Source::Trial) => self.on_trial(),
                 Some(Source::Job(number)) => self.on_job(number),
+                Some(Source::ThawGuard) => self.on_thaw_guard(),
+                Some(Source::Reclaim) => self.on_reclaim(),
                 Some(Source::OwnFiles) => self.on_own_files(),
                 Some(Source::Limits) => self.on_limits(),
                 Some(Source::Import(number)) => self.on_import(number),
@@ -106,16 +114,20 @@ impl Daemon {
                 Timer::ClientTimeout(place, number) => self.on_client_timeout(place, number),
                 Timer::TerminalHeld(number) => self.on_terminal_held(number),
                 Timer::TerminalEnded(number) => self.on_terminal_ended(number),
+                Timer::TaskPrompt(number) => self.on_task_prompt_timer(number),
                 Timer::ResumeAccept => self.resume_accept(),
                 Timer::WatchLimits(worker, generation) => self.rearm_limits(worker, generation),
                 Timer::LookForFiles => self.look_for_files(),
                 Timer::Hold(number) => self.on_hold_timer(number),
                 Timer::Job(number) => self.on_job_timeout(number),
+                Timer::LookAtFreeze(worker, generation) => self.look_at_freeze(worker, generation),
+                Timer::Reclaim => self.on_reclaim_timeout(),
                 Timer::Upgrade => self.on_upgrade_timer(),
                 Timer::Import(number) => self.on_import_timeout(number),
                 Timer::Pull(number) => self.on_pull_timeout(number),
                 Timer::Chores => self.chores.append(&mut self.late_chores),
-                Timer::SessionFiles => self.write_session_files(),
+                Timer::Foresee => self.on_foresee_timer(),
+                Timer::SessionFiles => self.session_files_are_due(),
                 Timer::WriteState => self.write_state_again(),
                 Timer::LookAtExit(worker, generation) => {
                     if self.live_mut(worker, generation).is_some() {
@@ -137,6 +149,7 @@ impl Daemon {
     pub(super) fn decide(&mut self) {
         self.beat_for_held();
         for input in std::mem::take(&mut self.inputs) {
+            self.tell_input(&input);
             self.engine.handle(input, self.now);
         }
         self.engine.handle_timeout(self.now);
@@ -146,10 +159,62 @@ impl Daemon {
                 self.write_end(*worker, *generation, *cause);
             }
         }
-        self.write_down();
-        for effect in effects {
+        let (urgent, effects) = urgent_first(effects);
+        for effect in urgent {
+            self.write_down_of(&effect);
+            self.tell_effect(&effect);
             self.perform(effect);
         }
+        self.write_down();
+        // Here there is nothing that the engine has not heard of yet: what is told of a worker is what is so.
+        self.write_session_files();
+        for effect in effects {
+            self.tell_effect(&effect);
+            self.perform(effect);
+        }
+        self.forget_unclaimed_answers();
         self.forget_pools();
+    }
+}
+
+/// Takes out what somebody waits for who claims a worker: to that end nothing has to be written down, or done, of any other.
+/// What concerns one worker stays in its order.
+fn urgent_first(effects: Vec<Effect>) -> (Vec<Effect>, Vec<Effect>) {
+    let mut held = BTreeSet::new();
+    effects.into_iter().partition(|effect| match *effect {
+        Effect::Thaw(worker, _) | Effect::Bind(worker, ..) => !held.contains(&worker),
+        Effect::Spawn(worker, _)
+        | Effect::Signal(worker, ..)
+        | Effect::Kill(worker, _)
+        | Effect::Ping(worker, _)
+        | Effect::Measure(worker, _)
+        | Effect::Freeze(worker, _)
+        | Effect::StateChanged(worker, _)
+        | Effect::Certify(worker, ..)
+        | Effect::Forget(worker) => {
+            held.insert(worker);
+            false
+        }
+        Effect::Answer(..) | Effect::Request(_) | Effect::Task(_) | Effect::Finished => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{CallId, Origin, State};
+    use crate::spec::{Generation, PoolId, WorkerId};
+
+    #[test]
+    fn a_claim_goes_first_and_not_before_what_concerns_its_own_worker() {
+        let worker = |slot| WorkerId { pool: PoolId(1), slot };
+        let bind = |slot| Effect::Bind(worker(slot), Generation(7), CallId(u64::from(slot)), Origin::Warm);
+        let spawn = Effect::Spawn(worker(3), Generation(8));
+        let thaw = Effect::Thaw(worker(1), Generation(7));
+        let ready = Effect::StateChanged(worker(2), State::Healthy);
+        let all = vec![ready.clone(), bind(2), spawn.clone(), thaw.clone(), bind(1), Effect::Finished];
+        let (urgent, others) = urgent_first(all);
+        assert_eq!(urgent, [thaw, bind(1)]);
+        assert_eq!(others, [ready, bind(2), spawn, Effect::Finished]);
     }
 }

@@ -68,7 +68,13 @@ impl EventLog {
         EventsReply { events, missed }
     }
 
-    fn add(&mut self, event: impl FnOnce(u64) -> Event) {
+    /// Forgets all events, and no sequence number.
+    pub(super) fn clear(&mut self) {
+        self.ring.clear();
+        self.ring.shrink_to_fit();
+    }
+
+    pub(super) fn add(&mut self, event: impl FnOnce(u64) -> Event) {
         self.count = self.count.saturating_add(1);
         if self.ring.len() >= EVENTS_MAX {
             self.ring.pop_front();
@@ -103,6 +109,9 @@ impl Daemon {
             cause,
             asked_by,
             text,
+            name: None,
+            measurements: None,
+            metadata: None,
         });
     }
 }
@@ -125,6 +134,9 @@ mod tests {
                 cause: None,
                 asked_by: None,
                 text: String::new(),
+                name: None,
+                measurements: None,
+                metadata: None,
             });
         }
         log

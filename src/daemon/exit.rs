@@ -83,6 +83,7 @@ impl Daemon {
         self.end_terminals(worker, told_to_viewers(ended));
         self.end_programs(worker);
         self.end_probes(worker);
+        self.end_leases(worker);
         self.end_ready_file(worker);
         self.tell_claim_of_end(worker);
         if was_running {

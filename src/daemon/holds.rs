@@ -39,6 +39,13 @@ struct Hold {
 #[derive(Debug, Default)]
 pub(super) struct Holds(BTreeMap<u64, Hold>);
 
+impl Holds {
+    /// Whether somebody holds a worker still.
+    pub(super) fn has(&self, worker: WorkerId, generation: Generation) -> bool {
+        self.0.values().any(|hold| hold.workers.contains(&(worker, generation)))
+    }
+}
+
 impl Daemon {
     /// Freezes the workers that can write some volumes, all where none is named, and has the caller wait.
     pub(super) fn hold_volumes(&mut self, asked: Asked, request: &HoldVolumesRequest) -> Outcome {
@@ -61,7 +68,7 @@ impl Daemon {
             let frozen = self.live.get(worker).map(|live| live.cgroup.freeze());
             if let Some(Err(error)) = frozen {
                 let cause = super::birth::chain(&error);
-                self.thaw(&hold);
+                self.thaw_held(&hold);
                 return Error::Failed { operation: "freeze".into(), object: self.worker_name(*worker), cause }.into();
             }
         }
@@ -104,7 +111,7 @@ impl Daemon {
         self.control.say_waiting(asked, &Reply::piece(&HoldVolumesReply { held, cgroups }), self.now);
     }
 
-    fn cgroup_path(&self, worker: WorkerId) -> Option<String> {
+    pub(super) fn cgroup_path(&self, worker: WorkerId) -> Option<String> {
         let (live, pool) = (self.live.get(&worker)?, self.pools.get(&worker.pool)?);
         let base = self.cgroups.as_ref()?.location().path();
         Some(base.join(pool.prepared.cgroup.name()).join(live.cgroup.leaf()).display().to_string())
@@ -113,14 +120,14 @@ impl Daemon {
     /// The caller is gone, which is how a hold ends.
     pub(super) fn end_hold(&mut self, number: u64) {
         if let Some(hold) = self.holds.0.remove(&number) {
-            self.thaw(&hold);
+            self.thaw_held(&hold);
         }
     }
 
     /// Ends a hold before its caller does, who is told why.
     fn break_hold(&mut self, number: u64, why: &str) {
         let Some(hold) = self.holds.0.remove(&number) else { return };
-        self.thaw(&hold);
+        self.thaw_held(&hold);
         let error = Error::Failed { operation: "hold".into(), object: "volumes".into(), cause: why.to_owned() };
         self.control.answer_waiting((hold.place, number), &error.to_reply(), self.now);
     }
@@ -146,12 +153,13 @@ impl Daemon {
         }
     }
 
-    /// Lets workers go on that no other hold has.
-    fn thaw(&self, hold: &Hold) {
+    /// Lets workers go on that no other hold has and that do not stand still because nobody needs them.
+    fn thaw_held(&self, hold: &Hold) {
         for (worker, generation) in &hold.workers {
             let held = |other: &Hold| other.workers.contains(&(*worker, *generation));
             let live = self.live.get(worker).filter(|live| live.generation == *generation);
-            if let Some(live) = live.filter(|_| !self.holds.0.values().any(held)) {
+            let stays = self.holds.0.values().any(held) || self.is_asleep(*worker);
+            if let Some(live) = live.filter(|_| !stays) {
                 best_effort(live.cgroup.thaw(), "it has just ended");
             }
         }

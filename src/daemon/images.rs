@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::Duration;
 
 use mio::{Interest, Token};
 
 use super::birth::{IDS, chain};
 use super::clock;
+use super::control::Asked;
 use super::log::best_effort;
 use super::sources::Source;
 use super::state::{Chore, Daemon, Freed, Place};
@@ -26,10 +26,10 @@ use crate::spec::{ImageName, PoolId, Root, is_image_digest};
 
 /// How many archives are read at once.
 const IMPORTS_MAX: usize = 4;
-/// How long reading one may take.
-const PATIENCE: Duration = Duration::from_secs(3_600);
 /// Reports that are read in one turn.
 const REPORTS_A_TURN: usize = 64;
+/// How much of the reason of a failure is in the audit log, in characters.
+const CAUSE_CHARS_MAX: usize = 200;
 /// The longest sentence of a reader that is passed on, in characters.
 const SENTENCE_CHARS_MAX: usize = 1_000;
 
@@ -46,6 +46,8 @@ pub(super) struct Import {
     wish: ImageImportRequest,
     /// Place and number of who waits for it; `None` if nobody does any more.
     waits: Option<(u32, u64)>,
+    /// Who has asked for it.
+    asked: Asked,
     read: u64,
     totals: Totals,
     outcome: Option<Result<Box<Done>, String>>,
@@ -97,7 +99,7 @@ impl Daemon {
         &mut self,
         wish: ImageImportRequest,
         archive: &OwnedFd,
-        waits: (u32, u64),
+        asked: Asked,
     ) -> Result<u64, Refusal> {
         if self.images.imports.len() >= IMPORTS_MAX {
             return Err(refused(format!("{IMPORTS_MAX} archives are being read: wait for one of them")));
@@ -128,10 +130,10 @@ impl Daemon {
             self.chores.push_back(Chore { frees, ..unfinished_chore(&unfinished) });
             failed(format!("watch the reader of the archive: {error}"))
         })?;
-        self.timers.set(clock::after(self.now, PATIENCE), Timer::Import(number));
+        self.timers.set(clock::after(self.now, self.spec.image_import_timeout), Timer::Import(number));
         let (read, totals) = (0, Totals::default());
-        let waits = Some(waits);
-        let import = Import { reading, tokens, unfinished, range, wish, waits, read, totals, outcome: None };
+        let waits = Some((asked.place, asked.number));
+        let import = Import { reading, tokens, unfinished, range, wish, waits, asked, read, totals, outcome: None };
         self.images.imports.insert(number, import);
         Ok(number)
     }
@@ -203,6 +205,7 @@ impl Daemon {
         let reply = match outcome {
             Ok(image) => {
                 let names = image.names.join(", ");
+                self.audit_order_more(import.asked, "image_import", &names, &[("digest", &image.digest)]);
                 tracing::info!(target: "pool", digest = image.digest, "image {names} is there");
                 let (progress, notes) = (import.progress(), notes(&import.totals));
                 Reply::last(&ImageImportReply { image: Some(image), notes, ..progress })
@@ -211,6 +214,8 @@ impl Daemon {
                 tracing::warn!(target: "pool", "import an image: {}", escape::text(&cause));
                 let object = import.wish.name.as_ref().or(import.wish.default_name.as_ref());
                 let object = object.map_or_else(|| "the archive".to_owned(), ToString::to_string);
+                let why: String = cause.chars().take(CAUSE_CHARS_MAX).collect();
+                self.audit_order_more(import.asked, "image_import_failed", &object, &[("cause", &why)]);
                 Refusal::Failed { operation: "import".into(), object, cause }.to_reply()
             }
         };
@@ -320,7 +325,7 @@ impl Daemon {
     fn pools_by_names(&self, names: &[ImageName]) -> Vec<String> {
         let uses = |root: &Root| match root {
             Root::Image(name) => names.contains(name),
-            Root::Host | Root::Directory(_) => false,
+            Root::Host | Root::Empty | Root::Directory(_) => false,
         };
         let pools = self.pools.values().filter(|pool| uses(&pool.spec.root));
         pools.map(|pool| pool.spec.name.to_string()).collect()
@@ -384,7 +389,8 @@ impl Daemon {
     /// An import has had its time.
     pub(super) fn on_import_timeout(&mut self, number: u64) {
         if let Some(import) = self.images.imports.get_mut(&number) {
-            let sentence = format!("it was not read within {} s", PATIENCE.as_secs());
+            let most = humantime::format_duration(self.spec.image_import_timeout);
+            let sentence = format!("it was not read within {most}, which is `image_import_timeout`");
             import.outcome = Some(Err(sentence));
             best_effort(import.reading.kill(), "it has just ended");
         }

@@ -15,6 +15,7 @@ use super::audit::Audit;
 use super::control::{Control, Origin};
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::foresight::Foresight;
 use super::holds::Holds;
 use super::images::Images;
 use super::jobs::Jobs;
@@ -45,6 +46,7 @@ use crate::host::handover::unblock_signals;
 use crate::host::identity::IdPool;
 use crate::host::image_store::ImageStore;
 use crate::host::init_image::init_program;
+use crate::host::late_binding::Home;
 use crate::host::ledger::Ledger;
 use crate::host::mounts::private_null;
 use crate::host::own_dir::{OwnDirError, own_dir};
@@ -70,6 +72,7 @@ pub(super) fn run(config: Config, mut options: RunOptions) -> Result<(), Error> 
     let mut handover = options.handover.take();
     let environment = environment();
     raise_descriptor_limit();
+    super::log::best_effort(crate::host::spawn::take_short_turns(), "then a busy machine answers later");
     let passed = match &handover {
         None => Passed::take(&environment, std::process::id()),
         // What was passed to this process has been taken by the program that it was before.
@@ -153,7 +156,6 @@ fn give_up(cgroups: CgroupRoot) {
     super::log::best_effort(cgroups.release(), "the next start takes it over");
 }
 
-/// Closes what only the loop's own life needs and says what could not be ended.
 impl Daemon {
     fn begin(&mut self, old_config: Option<&str>) {
         self.state = DaemonState::Running;
@@ -169,6 +171,7 @@ impl Daemon {
         }
         // The engine hears what there is before it hears what is to become of it.
         self.decide();
+        self.restore_tasks();
         self.tell_of_all();
         self.reap_orphans();
         self.sweep_volumes();
@@ -216,6 +219,7 @@ impl Daemon {
     fn end(mut self, ran: Result<(), Error>) -> Result<(), Error> {
         self.end_pulls();
         self.end_jobs();
+        self.end_freezer();
         self.break_holds("the daemon ends");
         self.audit_stop("workers are ended");
         self.end_imports("the daemon ends");
@@ -223,6 +227,7 @@ impl Daemon {
             self.end_alone();
             return ran;
         }
+        self.conclude_tasks();
         let stuck: Vec<String> = self
             .engine
             .workers()
@@ -234,6 +239,7 @@ impl Daemon {
             self.manager.watchdog();
         }
         if stuck.is_empty() {
+            self.keep_all_ended();
             self.forget_state();
         }
         let ids: Vec<_> = self.pools.keys().copied().collect();
@@ -315,6 +321,7 @@ pub(super) struct Directories {
     pub(super) work: OwnedFd,
     pub(super) notify: OwnedFd,
     pub(super) overlay: OwnedFd,
+    tasks: OwnedFd,
     volumes: Store,
     all_logs: OwnedFd,
     pub(super) images: ImageStore,
@@ -345,6 +352,7 @@ impl Directories {
             work: below(runtime.as_fd(), &spec.runtime_dir, "work")?,
             notify: below(runtime.as_fd(), &spec.runtime_dir, "notify")?,
             overlay: below(state.as_fd(), &spec.state_dir, "overlay")?,
+            tasks: below(state.as_fd(), &spec.state_dir, "tasks")?,
             volumes: Store::open(state.as_fd())?,
             all_logs,
             images: ImageStore::open(state.as_fd(), &spec.state_dir)?,
@@ -465,6 +473,7 @@ fn shared(
 ) -> Result<(Audit, Shared, Images), Error> {
     let audit = Audit::open(dirs.all_logs.as_fd())?;
     let daemon = own_pidfd().map_err(|source| Error::Start { operation: "open a pidfd of this process", source })?;
+    let home = Home::here().map_err(|source| Error::Start { operation: "hold on to its own directories", source })?;
     let images = Images::new(dirs.images);
     let shared = Shared {
         init: Rc::new(init_program()?),
@@ -473,25 +482,17 @@ fn shared(
         overlay_dirs: dirs.overlay,
         volumes: dirs.volumes,
         log_dir: dirs.logs,
+        task_dir: dirs.tasks,
         null: private_null()?,
         ids,
         ranges,
         stacks,
         ledger,
+        home,
         daemon,
         locks: dirs.locks,
     };
     Ok((audit, shared, images))
-}
-
-/// The text of the configuration in force, which is kept for a later daemon.
-fn config_text(handover: Option<&Handover>, options: &RunOptions, persist: &mut super::persist::Persist) -> String {
-    let read = |path| std::fs::read_to_string(path).ok();
-    let handed = handover.and_then(Handover::config).map(str::to_owned);
-    let text = handed.or_else(|| options.without_file.map(str::to_owned));
-    let text = text.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
-    persist.keep_config(&text);
-    text
 }
 
 /// The program before this one has blocked them until somebody listens.
@@ -516,7 +517,7 @@ fn assemble(
     let changes = prepare_all(&config, cgroups, &past.left, handover.as_ref())?;
     let mut control = Control::open(&config.daemon, Origin::of(&mut passed, handover.as_mut()), &mut sources)
         .inspect_err(|_| discard_sockets(&changes, &past.left, handover.as_ref()))?;
-    let (config_text, now) = (config_text(handover.as_ref(), &options, &mut past.persist), clock::now());
+    let (config_text, now) = (past.persist.config_in_force(handover.as_ref(), &options), clock::now());
     let found = past.settle(changes, &dirs, cgroups, now, handover.is_some())?;
     remove_stale_in(&config);
     let fd_store = FdStore::new(&environment, std::process::id(), passed.pidfds);
@@ -546,6 +547,11 @@ fn assemble(
         own_files,
         persist: found.persist,
         sessions: super::session::Sessions::default(),
+        kept: found.kept,
+        tokens: found.tokens,
+        gateway: None,
+        gateway_spec: config.gateway,
+        tasks: super::tasks::Tasks::new(config.tasks, found.tasks),
         session_files,
         written: BTreeMap::new(),
         certificates: found.certificates,
@@ -559,9 +565,12 @@ fn assemble(
         inputs: Vec::new(),
         images,
         pulls: Pulls::default(),
+        requests: super::requests::Requests::new(clock::msec(clock::wall())),
         chores: found.chores,
+        foresight: Foresight::default(),
         late_chores: VecDeque::new(),
         events: EventLog::default(),
+        telemetry: super::telemetry::Telemetry::default(),
         control,
         log,
         config_text,
@@ -570,6 +579,7 @@ fn assemble(
         fd_store,
         watchdog: Watchdog::default(),
         audit,
+        freezer: super::freezer::Freezer::default(),
         jobs: Jobs::default(),
         holds: Holds::default(),
         holder_search: None,
@@ -581,6 +591,7 @@ fn assemble(
         finished: false,
         leaves: false,
     };
+    daemon.look_after_gateway();
     daemon.begin_pools(found.pools);
     Ok((daemon, found.config))
 }

@@ -5,9 +5,12 @@ use std::time::SystemTime;
 
 use mio::Token;
 
+use super::environment::Told;
+use super::requests::Lines;
 use super::sources::Sources;
 use super::state::Chore;
 use crate::host::cgroup::{Enforcement, WorkerCgroup};
+use crate::host::late_binding::OwnerMap;
 use crate::host::spawn::Birth;
 use crate::host::spawn::Waited;
 use crate::protocol::control::{Cause, StartFailure};
@@ -71,6 +74,10 @@ pub(super) struct Live {
     pub(super) init: Option<Watched>,
     /// The pidfd of its program.
     pub(super) main: Option<OwnedFd>,
+    /// The start image of a program that a claim has started: its environment is there and nowhere else.
+    pub(super) claim: Option<OwnedFd>,
+    /// For the owner of its next project.
+    pub(super) owner_map: Option<OwnerMap>,
     /// The host's pid of its program, for people.
     pub(super) main_pid: Option<u32>,
     /// Numbers of the terminals of its programs.
@@ -94,7 +101,8 @@ pub(super) struct Live {
     /// What is removed when it has ended.
     pub(super) chore: Chore,
     pub(super) uid: u32,
-    pub(super) port: Option<u16>,
+    /// The ports that it was told.
+    pub(super) told: Told,
     pub(super) started: SystemTime,
     /// `STATUS=` of its last notification.
     pub(super) status_text: Option<String>,
@@ -111,6 +119,8 @@ pub(super) struct Live {
     pub(super) next_ping: u64,
     /// What its word of readiness has come to.
     pub(super) ready_word: ReadyWord,
+    /// Connections of its leases.
+    pub(super) leases: Lines,
 }
 
 /// What is known of a generation before it lives.
@@ -121,7 +131,7 @@ pub(super) struct Particulars {
     pub(super) enforcement: Enforcement,
     pub(super) chore: Chore,
     pub(super) uid: u32,
-    pub(super) port: Option<u16>,
+    pub(super) told: Told,
     pub(super) work_name: String,
     pub(super) started: SystemTime,
 }
@@ -140,6 +150,8 @@ impl Live {
             birth,
             init: None,
             main: None,
+            claim: None,
+            owner_map: None,
             main_pid: None,
             terminals: Vec::new(),
             stdout: None,
@@ -155,7 +167,7 @@ impl Live {
             chore: known.chore,
             work_name: known.work_name,
             uid: known.uid,
-            port: known.port,
+            told: known.told,
             started: known.started,
             status_text: None,
             junk: 0,
@@ -165,6 +177,7 @@ impl Live {
             start_failure: None,
             next_ping: 0,
             ready_word: ReadyWord::Unheard,
+            leases: Lines::default(),
         }
     }
 }

@@ -9,11 +9,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::kept::Kept;
 use super::session::{Session, session_key};
 use super::state::{Freed, Place};
+use super::tasks::{KeptTask, PastTasks};
+use super::tokens::Token;
 use crate::engine::{PoolRecord, WorkerRecord};
 use crate::host::state_file::Loaded;
-use crate::protocol::control::{DeathCertificate, is_session_name};
+use crate::protocol::control::{DeathCertificate, is_session_name, is_task_name, is_token_name};
 use crate::protocol::escape;
 use crate::spec::{InstanceName, PoolName};
 
@@ -48,6 +51,12 @@ pub struct Past {
     pub workers: BTreeMap<(PoolName, u32), WorkerRecord>,
     /// Sessions by place, if the machine has not booted since.
     pub(super) sessions: BTreeMap<(PoolName, u32), Session>,
+    /// Sessions that have ended and are kept, by name.
+    pub(super) kept: BTreeMap<String, Kept>,
+    /// Tokens of the gateway's callers, by name.
+    pub(super) tokens: BTreeMap<String, Token>,
+    /// Its tasks.
+    pub(super) tasks: PastTasks,
     /// The text of its configuration.
     pub config: Option<String>,
     /// Its latest death certificates, oldest first.
@@ -95,6 +104,7 @@ impl Past {
         }
         let ending = header.and_then(|header| header.get("ending")) == Some(&Value::Bool(true));
         past.ending = ending && usable && same_boot;
+        (past.tasks.same_boot, past.tasks.ending) = (same_boot, past.ending);
         for (key, value) in latest {
             let Some(value) = value else { continue };
             if usable {
@@ -122,17 +132,8 @@ impl Past {
     fn take(&mut self, key: &str, value: Value, same_boot: bool) {
         match *key.split('/').collect::<Vec<_>>() {
             ["config"] => self.config = value.get("text").and_then(Value::as_str).map(str::to_owned),
-            ["pool", name] => {
-                let number = |key| value.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-                let known = (PoolName::parse(name), number("wanted"), number("min"), number("max"));
-                if let (Ok(name), Some(wanted), Some(min), Some(max)) = known
-                    && same_boot
-                    && !self.ending
-                {
-                    let paused = value.get("paused") == Some(&Value::Bool(true));
-                    self.pools.insert(name, PastPool { record: PoolRecord { wanted, paused }, size: (min, max) });
-                }
-            }
+            ["pool", name] if same_boot && !self.ending => self.take_pool(name, &value),
+            ["pool", _] => {}
             ["worker", name, slot] => {
                 let record = serde_json::from_value::<WorkerRecord>(value);
                 let (Ok(name), Ok(slot), Ok(record)) = (PoolName::parse(name), slot.parse(), record) else {
@@ -165,8 +166,46 @@ impl Past {
                     self.sessions.insert((name, slot), session);
                 }
             }
+            ["kept", name] => match serde_json::from_value::<Kept>(value) {
+                Ok(kept) if kept.session.name == name && is_session_name(name) => {
+                    self.kept.insert(name.to_owned(), kept);
+                }
+                Ok(_) | Err(_) => self.complain(key, "is not one"),
+            },
+            ["token", name] => self.take_token(key, name, value),
+            ["task", name] => match serde_json::from_value::<KeptTask>(value) {
+                Ok(kept) if is_task_name(name) => self.tasks.tasks.push((name.to_owned(), kept)),
+                Ok(_) | Err(_) => self.complain(key, "is not one"),
+            },
+            ["tasks"] => match serde_json::from_value(value) {
+                Ok(all) => self.tasks.all = all,
+                Err(_) => self.complain(key, "is not one"),
+            },
             // Of a later build with the same layout: not ours to understand.
             _ => {}
+        }
+    }
+
+    fn take_token(&mut self, key: &str, name: &str, value: Value) {
+        match serde_json::from_value::<Token>(value) {
+            Ok(token) if is_token_name(name) => {
+                self.tokens.insert(name.to_owned(), token);
+            }
+            Ok(_) | Err(_) => self.complain(key, "is not one"),
+        }
+    }
+
+    fn take_pool(&mut self, name: &str, value: &Value) {
+        let number = |key| value.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+        let known = (PoolName::parse(name), number("wanted"), number("min"), number("max"));
+        if let (Ok(name), Some(wanted), Some(min), Some(max)) = known {
+            let paused = value.get("paused") == Some(&Value::Bool(true));
+            // A breaker that cannot be read is one that lets everything through.
+            let breaker = value.get("breaker").cloned().map(serde_json::from_value);
+            let breaker = breaker.and_then(Result::ok).unwrap_or_default();
+            let tuning = value.get("tuning").cloned().and_then(|value| serde_json::from_value(value).ok());
+            let record = PoolRecord { wanted, paused, tuning: tuning.unwrap_or_default(), breaker };
+            self.pools.insert(name, PastPool { record, size: (min, max) });
         }
     }
 
@@ -188,6 +227,9 @@ pub struct BirthRecord {
     pub(super) uid: u32,
     pub(super) frees: Option<Freed>,
     pub(super) port: Option<u16>,
+    /// The last of its ports, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) last_port: Option<u16>,
     pub(super) work_name: String,
     pub(super) trees: Vec<(Place, String)>,
     /// Digest of the image that is its root.
@@ -266,7 +308,10 @@ mod tests {
         let known = past("now", &records);
         let web = PoolName::parse("web").unwrap();
         assert_eq!(known.workers[&(web.clone(), 0)].phase, Phase::Running);
-        assert_eq!(known.pools[&web], PastPool { record: PoolRecord { wanted: 2, paused: false }, size: (1, 3) });
+        assert_eq!(
+            known.pools[&web],
+            PastPool { record: PoolRecord { wanted: 2, ..PoolRecord::default() }, size: (1, 3) }
+        );
         let later = past("later", &records);
         assert!(later.workers.is_empty() && later.pools.is_empty());
         assert_eq!([known.generation, later.generation, past("now", &[]).generation], [41, 41, 40]);

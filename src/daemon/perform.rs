@@ -18,7 +18,11 @@ impl Daemon {
     /// Carries out one effect.
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Spawn(worker, generation) => self.spawn(worker, generation),
+            Effect::Spawn(worker, generation) => {
+                // Who had the generation before has given it back, and nothing of that is left.
+                self.end_session(worker);
+                self.spawn(worker, generation);
+            }
             Effect::Signal(worker, generation, signal) => self.signal(worker, generation, signal),
             Effect::Kill(worker, generation) => self.kill(worker, generation),
             Effect::Ping(worker, generation) => {
@@ -26,12 +30,17 @@ impl Daemon {
                     self.ping(worker);
                 }
             }
+            Effect::Measure(worker, generation) => self.measure(worker, generation),
+            Effect::Freeze(worker, generation) => self.freeze(worker, generation),
+            Effect::Thaw(worker, generation) => self.thaw(worker, generation),
             Effect::Bind(worker, generation, call, origin) => self.bind(worker, generation, call, origin),
             Effect::StateChanged(worker, state) => self.state_changed(worker, state),
             Effect::Certify(worker, generation, _) => self.certify(worker, generation),
             Effect::Forget(worker) => self.forget(worker),
             Effect::Answer(call, answer) if call.0 & OWN_CALLS != 0 => self.answer_own(call, &answer),
             Effect::Answer(call, answer) => self.answer(call, &answer),
+            Effect::Request(effect) => self.perform_request(effect),
+            Effect::Task(effect) => self.perform_task(effect),
             Effect::Finished => self.finished = true,
         }
     }
@@ -87,7 +96,10 @@ impl Daemon {
         if self.certificates.iter().rev().any(|known| known.worker == name && known.generation == generation.0) {
             return;
         }
-        let known = self.evidence.remove(&(worker, generation)).unwrap_or_default();
+        let mut known = self.evidence.remove(&(worker, generation)).unwrap_or_default();
+        if self.sessions.of(worker).is_some_and(|session| session.vanishes) {
+            known.last_output.clear();
+        }
         let cause = match cause {
             EngineCause::Itself(Ended::Unknown) if known.start_failure.is_some() => Cause::StartFailed,
             EngineCause::Itself(Ended::Unknown) => known.status.unwrap_or(Cause::Unknown),
@@ -97,6 +109,8 @@ impl Daemon {
             EngineCause::Requested => Cause::Requested,
             EngineCause::Shutdown => Cause::Shutdown,
             EngineCause::Released => Cause::Released,
+            EngineCause::Deadline => Cause::Deadline,
+            EngineCause::Recycled => Cause::Recycled,
         };
         let asked_by = if cause == Cause::Requested { self.asked_by.get(&worker).cloned() } else { None };
         let certificate = self.certificate(worker, generation, cause, known, asked_by);
@@ -114,6 +128,7 @@ impl Daemon {
         (happening.worker, happening.generation, happening.cause) = (Some(worker), Some(generation), Some(cause));
         happening.asked_by.clone_from(&certificate.asked_by);
         self.audit_end(&certificate);
+        self.end_task_of(worker, &certificate);
         self.last_exit.insert(worker, cause);
         if self.certificates.len() >= CERTIFICATES_MAX {
             self.certificates.pop_front();
@@ -130,6 +145,7 @@ impl Daemon {
         known: Evidence,
         asked_by: Option<String>,
     ) -> DeathCertificate {
+        let session = self.sessions.of(worker).filter(|session| session.generation == generation.0);
         DeathCertificate {
             worker: self.worker_name(worker),
             generation: generation.0,
@@ -148,6 +164,8 @@ impl Daemon {
             last_output: known.last_output,
             asked_by,
             note: known.note,
+            session: session.map(|session| session.name.clone()),
+            owner: session.map(|session| session.owner),
         }
     }
 
@@ -171,7 +189,9 @@ impl Daemon {
     pub(super) fn forget_pool(&mut self, id: PoolId) {
         self.leaving.remove(&id);
         let Some(pool) = self.pools.remove(&id) else { return };
+        self.end_tools_for(id, pool.spec.name.as_str());
         pool.prepared.unlink_sockets();
+        self.forget_foreseen();
         if self.names.get(&pool.spec.name) == Some(&id) {
             self.names.remove(&pool.spec.name);
         }

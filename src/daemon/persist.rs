@@ -8,15 +8,21 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::RunOptions;
 use super::birth::chain;
 use super::clock;
+use super::kept::Kept;
 use super::past::{FORMAT, Past, pool_key, worker_key};
 use super::session::Session;
 use super::state::Daemon;
+use super::tasks::{KeptTask, TasksRecord};
 use super::timers::Timer;
-use crate::engine::{Change, WorkerRecord};
+use super::tokens::Token;
+use super::upgrade::Handover;
+use crate::engine::{Change, Effect, WorkerRecord};
 use crate::host::state_file::{RecordLog, StateFile, StateFileError};
 use crate::protocol::control::DeathCertificate;
 use crate::spec::{Generation, InstanceName, WorkerId};
@@ -80,6 +86,16 @@ impl Persist {
         self.state.put("config", &json!({ "text": text }));
     }
 
+    /// The text of the configuration in force, which is kept for a later daemon.
+    pub(super) fn config_in_force(&mut self, handover: Option<&Handover>, options: &RunOptions) -> String {
+        let read = |path| std::fs::read_to_string(path).ok();
+        let handed = handover.and_then(Handover::config).map(str::to_owned);
+        let text = handed.or_else(|| options.without_file.map(str::to_owned));
+        let text = text.or_else(|| options.config_path.as_ref().and_then(read)).unwrap_or_default();
+        self.keep_config(&text);
+        text
+    }
+
     /// Keeps how far earlier daemons have counted: of what they ran and nobody takes over, no other record stays.
     pub(super) fn keep_generation(&mut self, last: Generation) {
         if let Some(header) = self.header.as_object_mut() {
@@ -90,9 +106,33 @@ impl Persist {
 
     /// Keeps a session, or lets go of it.
     pub(super) fn keep_session(&mut self, key: &str, session: Option<&Session>) {
-        match session.map(serde_json::to_value) {
-            Some(Ok(value)) => self.state.put(key, &value),
-            // Nothing in a session can fail to be JSON.
+        self.put(key, session);
+    }
+
+    /// Keeps a session that has ended, or lets go of it.
+    pub(super) fn keep_ended(&mut self, key: &str, kept: Option<&Kept>) {
+        self.put(key, kept);
+    }
+
+    /// Keeps a token, or lets go of it.
+    pub(super) fn keep_token(&mut self, key: &str, token: Option<&Token>) {
+        self.put(key, token);
+    }
+
+    /// Keeps a task, or lets go of it.
+    pub(super) fn keep_task(&mut self, key: &str, task: Option<&KeptTask>) {
+        self.put(key, task);
+    }
+
+    /// Keeps what is known of all tasks together.
+    pub(super) fn keep_tasks(&mut self, tasks: &TasksRecord) {
+        self.put("tasks", Some(tasks));
+    }
+
+    fn put(&mut self, key: &str, record: Option<&impl Serialize>) {
+        match record.map(|record| self.state.put_record(key, record)) {
+            Some(Ok(())) => {}
+            // Nothing in a record can fail to be JSON.
             Some(Err(error)) => tracing::error!(target: "state", %error, "write {key}"),
             None => self.state.remove(key),
         }
@@ -133,44 +173,54 @@ impl Persist {
 impl Daemon {
     /// Writes down what the engine has decided, before it is carried out.
     pub(super) fn write_down(&mut self) {
-        let changes = self.engine.take_changes();
-        for change in changes {
-            match change {
-                Change::Worker(worker, record) => {
-                    self.tell_of_worker(worker);
-                    self.write_worker(worker, record.as_deref());
-                }
-                Change::Pool(id, record) => {
-                    self.tell_of_pools();
-                    let Some(pool) = self.pools.get(&id) else { continue };
-                    let key = pool_key(&pool.spec.name);
-                    let size = pool.spec.policy.size;
-                    match record {
-                        Some(record) => {
-                            let (wanted, paused) = (record.wanted, record.paused);
-                            let value = json!({ "wanted": wanted, "paused": paused, "min": size.min, "max": size.max });
-                            self.persist.state.put(&key, &value);
-                        }
-                        None => self.persist.state.remove(&key),
-                    }
-                }
-            }
+        for change in self.engine.take_changes() {
+            self.keep_change(change);
         }
         // While a disk takes nothing it is tried once a pause, not once a turn: a try is itself an event in the directory.
-        if !self.persist.retries {
-            self.write_state_again();
+        self.write_state_now();
+    }
+
+    /// Has what is known of the worker of a claim written with the next that is, which is when it is bound.
+    pub(super) fn write_down_of(&mut self, effect: &Effect) {
+        if let Effect::Bind(worker, ..) = *effect
+            && let Some(change) = self.engine.take_change_of(worker)
+        {
+            self.keep_change(change);
+        }
+    }
+
+    fn keep_change(&mut self, change: Change) {
+        match change {
+            Change::Worker(worker, record) => {
+                self.tell_of_worker(worker);
+                self.write_worker(worker, record.as_deref());
+            }
+            Change::Pool(id, record) => {
+                self.tell_of_pools();
+                let Some(pool) = self.pools.get(&id) else { return };
+                let key = pool_key(&pool.spec.name);
+                let size = pool.spec.policy.size;
+                let value = record.map(|record| {
+                    let (wanted, paused, tuning) = (record.wanted, record.paused, record.tuning);
+                    let (min, max) = (size.min, size.max);
+                    let mut value =
+                        json!({ "wanted": wanted, "paused": paused, "min": min, "max": max, "tuning": tuning });
+                    if !record.breaker.is_blank() {
+                        value["breaker"] = json!(record.breaker);
+                    }
+                    value
+                });
+                self.persist.put(&key, value.as_ref());
+            }
+            Change::Task(id, record) => self.write_task(id, record),
+            Change::Tasks(totals, switched) => self.write_tasks(totals, switched),
         }
     }
 
     fn write_worker(&mut self, worker: WorkerId, record: Option<&WorkerRecord>) {
         let Some(pool) = self.pools.get(&worker.pool) else { return };
         let key = worker_key(&pool.spec.name, worker.slot);
-        match record.map(serde_json::to_value) {
-            Some(Ok(value)) => self.persist.state.put(&key, &value),
-            // Nothing in a record can fail to be JSON.
-            Some(Err(error)) => tracing::error!(target: "state", %error, "write {key}"),
-            None => self.persist.state.remove(&key),
-        }
+        self.persist.put(&key, record);
     }
 
     /// Writes a certificate down; it is told afterwards.

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Resource, getrlimit};
 
+use super::foresight::Habit;
 use super::session_files::{POOL, SESSIONS};
 use crate::host::cgroup::{CgroupError, CgroupRoot, PoolCgroup};
 use crate::host::identity::{IdentityError, host_user};
@@ -136,6 +137,8 @@ pub(super) struct Pool {
     pub(super) id: PoolId,
     pub(super) spec: PoolSpec,
     pub(super) prepared: Prepared,
+    /// What its last claim has brought.
+    pub(super) habit: Habit,
 }
 
 impl Pool {
@@ -195,10 +198,15 @@ pub(super) fn prepare(
         (Root::Directory(path), Identity::Mapped) => {
             Some(open_file("open root directory", path, OFlags::PATH | OFlags::DIRECTORY)?)
         }
-        (Root::Directory(_) | Root::Host | Root::Image(_), _) => None,
+        (Root::Directory(_) | Root::Host | Root::Empty | Root::Image(_), _) => None,
     };
     Ok(Prepared {
-        template: templates.get(TemplateSpec::new(&root, &spec.binds, &hidden, &volume_places(spec)))?,
+        template: templates.get(TemplateSpec::new(
+            &root,
+            &super::gateway::binds(spec, daemon)?,
+            &hidden,
+            &volume_places(spec),
+        ))?,
         image,
         lacks,
         lower,
@@ -255,7 +263,7 @@ fn open_file(operation: &'static str, path: &Path, flags: OFlags) -> Result<Owne
 }
 
 fn carried(spec: &PoolSpec) -> Result<Vec<(CString, CString)>, PoolError> {
-    if spec.root == Root::Host {
+    if !spec.root.has_overlay() {
         return Ok(Vec::new());
     }
     let own = ["dev", "run", "sys"].map(|place| (format!("/carry/{place}"), format!("/new/{place}")));
@@ -274,6 +282,7 @@ fn filter(seccomp: &Seccomp) -> Result<Vec<u8>, PoolError> {
     let filter = match seccomp {
         Seccomp::Unconfined => return Ok(Vec::new()),
         Seccomp::Default => Filter::allow_list()?,
+        Seccomp::Gateway => Filter::gateway()?,
         Seccomp::Profile(path) => {
             let failed =
                 |source| PoolError::File { operation: "read profile", path: path.display().to_string(), source };

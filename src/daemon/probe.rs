@@ -112,7 +112,7 @@ impl Daemon {
     /// Begins a probe of a worker's port.
     pub(super) fn begin_probe(&mut self, worker: WorkerId, generation: Generation, probe: &Probe, purpose: Purpose) {
         let Some(live) = self.live_mut(worker, generation).filter(|live| live.phase == Phase::Running) else { return };
-        let port = live.port;
+        let port = live.told.port;
         self.end_told_probes(worker);
         if !self.probes.has_room(worker, purpose) {
             return;

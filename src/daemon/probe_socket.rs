@@ -1,7 +1,7 @@
 //! One question to a port of this host, as far as its socket has come: connect, ask, read the first line of the answer.
 //!
 //! Never waits. The worker at the other end is not trusted: what it sends is bounded, and only a status line of success
-//! counts. Called by `probe`, which knows whom it asks and why.
+//! counts, or of a gRPC server the first words of HTTP/2. Called by `probe`, which knows whom it asks and why.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +15,12 @@ use crate::spec::Probe;
 const ANSWER_BYTES_MAX: usize = 1_024;
 /// How much of an answer is read after its verdict, so that an honest server can finish it, in bytes.
 const REST_BYTES_MAX: usize = 256 * 1_024;
+
+/// How a client of HTTP/2 begins: its preface, and settings that change nothing (RFC 9113, 3.4). A server that lives answers
+/// with its own.
+const HTTP2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// The head of a frame of HTTP/2, in bytes.
+const HTTP2_HEAD_BYTES: usize = 9;
 
 /// How far a question has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +52,8 @@ pub(super) struct Question {
     verdict: Verdict,
     /// Empty where a connection is answer enough.
     request: Vec<u8>,
+    /// Whether the answer is a frame of HTTP/2, of a connection that has no end by itself.
+    frames: bool,
     answer: Vec<u8>,
 }
 
@@ -59,13 +67,14 @@ impl Question {
         let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         let request = match probe {
             Probe::Tcp => Vec::new(),
+            Probe::Grpc => HTTP2_BEGIN.to_vec(),
             Probe::Http { path } => {
                 format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n").into_bytes()
             }
         };
         let connected = rustix::net::connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
-        let mut question =
-            Self { socket, step: Step::Connecting, verdict: Verdict::Pending, request, answer: Vec::new() };
+        let (step, verdict, frames) = (Step::Connecting, Verdict::Pending, *probe == Probe::Grpc);
+        let mut question = Self { socket, step, verdict, request, frames, answer: Vec::new() };
         match connected {
             Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
             Err(errno @ (Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM)) => return Err(errno),
@@ -77,6 +86,11 @@ impl Question {
     /// The socket, to be watched until [`Question::is_over`].
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// The socket itself, of a question that a connection was answer enough for.
+    pub(super) fn into_socket(self) -> OwnedFd {
+        self.socket
     }
 
     /// Whether nothing more is to be said or read.
@@ -103,8 +117,8 @@ impl Question {
 
     fn decide(&mut self, verdict: Verdict) {
         self.verdict = verdict;
-        self.step =
-            if verdict == Verdict::Passed && !self.request.is_empty() { Step::Finishing(0) } else { Step::Over };
+        let has_rest = verdict == Verdict::Passed && !self.request.is_empty() && !self.frames;
+        self.step = if has_rest { Step::Finishing(0) } else { Step::Over };
     }
 
     fn connected(&mut self) {
@@ -150,11 +164,13 @@ impl Question {
                 Err(_) => return self.decide(Verdict::Failed),
             };
             self.answer.extend_from_slice(buffer.get(..count).unwrap_or_default());
-            if count == 0 || self.answer.contains(&b'\n') {
+            let whole = if self.frames { self.answer.len() >= HTTP2_HEAD_BYTES } else { self.answer.contains(&b'\n') };
+            if count == 0 || whole {
                 break;
             }
         }
-        self.decide(if is_success(&self.answer) { Verdict::Passed } else { Verdict::Failed });
+        let good = if self.frames { is_settings(&self.answer) } else { is_success(&self.answer) };
+        self.decide(if good { Verdict::Passed } else { Verdict::Failed });
     }
 
     fn finish(&mut self, mut count: usize) {
@@ -181,6 +197,12 @@ fn is_success(answer: &[u8]) -> bool {
     let version = words.next().unwrap_or_default();
     let status = words.next().unwrap_or_default();
     version.starts_with(b"HTTP/1.") && matches!(status, [b'2', a, b] if a.is_ascii_digit() && b.is_ascii_digit())
+}
+
+/// Whether an answer begins with the settings of a server of HTTP/2: a frame of that type, which acknowledges nothing, of no
+/// stream.
+fn is_settings(answer: &[u8]) -> bool {
+    matches!(answer, [_, _, _, 4, 0, stream @ ..] if stream.get(..4) == Some(&[0; 4]))
 }
 
 #[cfg(test)]
@@ -250,6 +272,42 @@ mod tests {
         });
         assert_eq!(verdict, Verdict::Failed);
         assert!(question.is_over());
+    }
+
+    #[test]
+    fn a_grpc_server_passes_by_its_settings() {
+        for (answer, expected) in [
+            (&b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0@\0"[..], Verdict::Passed),
+            (b"\0\0\0\x04\0\0\0\0\0", Verdict::Passed),
+            (b"\0\0\0\x04\x01\0\0\0\0", Verdict::Failed),
+            (b"\0\0\0\x04\0\0\0\0\x01", Verdict::Failed),
+            (b"\0\0\0\x07\0\0\0\0\0", Verdict::Failed),
+            (b"\0\0\0\x04", Verdict::Failed),
+            (b"HTTP/1.1 200 OK\r\n\r\n", Verdict::Failed),
+            (b"", Verdict::Failed),
+        ] {
+            let (listener, port) = listener();
+            let mut question = Question::begin(port, &Probe::Grpc).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            assert_eq!(question.advance(), Verdict::Pending);
+            let mut request = [0; 256];
+            let count = server.read(&mut request).unwrap();
+            assert_eq!(&request[..count], HTTP2_BEGIN);
+            server.write_all(answer).unwrap();
+            // One that has said its settings does not hang up.
+            if expected == Verdict::Failed {
+                drop(server);
+                wait(&question);
+                while question.advance() == Verdict::Pending {
+                    wait(&question);
+                }
+                assert_eq!(question.advance(), expected, "{}", answer.escape_ascii());
+            } else {
+                wait(&question);
+                assert_eq!(question.advance(), expected, "{}", answer.escape_ascii());
+            }
+            assert!(question.is_over());
+        }
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Daemon {
         let lacking = self.pools.values().filter(|pool| pool.prepared.lacks.is_some());
         let named = lacking.filter_map(|pool| match &pool.spec.root {
             Root::Image(name) => Some(name.clone()),
-            Root::Host | Root::Directory(_) => None,
+            Root::Host | Root::Empty | Root::Directory(_) => None,
         });
         self.pulls.waiting = named.collect();
         if self.pulls.is_over() {

@@ -2,7 +2,8 @@
 //!
 //! The worker owns that directory and may be hostile: nothing is followed out of it, a flood of its changes costs the daemon
 //! a bounded share of each turn, and names that nobody waits for cost no system call. Watches are set first and the file
-//! looked for after, so that it cannot appear in between. Existence is all: a directory or a link is no file.
+//! looked for after, so that it cannot appear in between. A directory or a link is no file. Where the file is to say the
+//! worker's port, no more of it is read than a port is long, and until it says one the worker is not ready.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
@@ -21,7 +22,7 @@ use super::sources::{Source, Sources};
 use super::state::Daemon;
 use super::timers::Timer;
 use crate::engine::Input;
-use crate::spec::{Generation, WorkerId};
+use crate::spec::{Generation, Ready, WorkerId};
 
 /// Events read in one turn, give or take a buffer.
 const EVENTS_A_TURN: usize = 1_024;
@@ -30,6 +31,8 @@ const LOOKS_A_TURN: usize = 64;
 /// Directories on the way to a file; each is a watch.
 const DEPTH_MAX: usize = 32;
 const BUFFER_BYTES: usize = 8_192;
+/// As much of a file as is read for a port: its digits, and blanks around them.
+const PORT_BYTES: usize = 16;
 /// How long to wait for a watch that could not be had.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(250);
 
@@ -53,16 +56,30 @@ struct Wait {
     /// Name of its directory below the work directories.
     work_name: String,
     file: PathBuf,
+    /// Whether the file is to say a port.
+    says_port: bool,
     /// Watches on the directories that exist on the way to the file, from the worker's own, each with the name that is
     /// waited for there.
     watches: Vec<(i32, Vec<u8>)>,
 }
 
+/// What there is of a worker's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// Nothing that counts.
+    Nothing,
+    /// The file, of which nothing more is wanted.
+    File,
+    /// The file, and the port that it says.
+    Port(u16),
+    /// The file, and no port in it.
+    NoPort,
+}
+
 impl ReadyFiles {
-    /// Waits for `file` of a worker; then [`ReadyFiles::look`].
-    fn wait(&mut self, worker: WorkerId, generation: Generation, work_name: &str, file: &Path) {
+    /// Waits for a file of a worker; then [`ReadyFiles::look`].
+    fn wait(&mut self, worker: WorkerId, wait: Wait) {
         self.end(worker);
-        let wait = Wait { generation, work_name: work_name.to_owned(), file: file.to_owned(), watches: Vec::new() };
         self.waits.insert(worker, wait);
     }
 
@@ -86,9 +103,9 @@ impl ReadyFiles {
         }
     }
 
-    /// Watches what there is of the way to a worker's file, and says whether the file is there.
-    fn look(&mut self, work_dirs: BorrowedFd<'_>, sources: &mut Sources, worker: WorkerId) -> Result<bool, Errno> {
-        let Some(wait) = self.waits.get(&worker) else { return Ok(false) };
+    /// Watches what there is of the way to a worker's file, and says what there is of the file.
+    fn look(&mut self, work_dirs: BorrowedFd<'_>, sources: &mut Sources, worker: WorkerId) -> Result<Sight, Errno> {
+        let Some(wait) = self.waits.get(&worker) else { return Ok(Sight::Nothing) };
         let inotify = begun(&mut self.inotify, sources)?;
         let root = open(work_dirs, Path::new(&wait.work_name), OFlags::DIRECTORY)?;
         let mut found: Vec<(i32, Vec<u8>)> = Vec::new();
@@ -97,7 +114,7 @@ impl ReadyFiles {
         let mut dir = root.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))?;
         let outcome = loop {
             let Some(part) = parts.next() else { break Ok(()) };
-            match watch(inotify, &dir) {
+            match watch(inotify, &dir, wait.says_port) {
                 Ok(watch) => found.push((watch, part.as_bytes().to_vec())),
                 Err(error) => break Err(error),
             }
@@ -108,8 +125,12 @@ impl ReadyFiles {
                 Err(_) => break Ok(()),
             }
         };
-        let there = is_file(root.as_fd(), &wait.file);
-        let Some(wait) = self.waits.get_mut(&worker) else { return Ok(false) };
+        let sight = match (is_file(root.as_fd(), &wait.file), wait.says_port) {
+            (false, _) => Sight::Nothing,
+            (true, false) => Sight::File,
+            (true, true) => port_in(root.as_fd(), &wait.file).map_or(Sight::NoPort, Sight::Port),
+        };
+        let Some(wait) = self.waits.get_mut(&worker) else { return Ok(Sight::Nothing) };
         let before = std::mem::replace(&mut wait.watches, found);
         let kept: BTreeSet<i32> = wait.watches.iter().map(|(watch, _)| *watch).collect();
         self.watches.extend(kept.iter().map(|&watch| (watch, worker)));
@@ -117,7 +138,7 @@ impl ReadyFiles {
         for (watch, _) in before.into_iter().filter(|(watch, _)| !kept.contains(watch)) {
             self.forget(watch);
         }
-        outcome.map(|()| there)
+        outcome.map(|()| sight)
     }
 
     /// Reads events; `true` if there may be more.
@@ -151,11 +172,20 @@ impl ReadyFiles {
 
 impl Daemon {
     /// Watches for the file that makes a worker ready; it may be there already.
-    pub(super) fn watch_ready_file(&mut self, worker: WorkerId, generation: Generation, file: &Path) {
+    pub(super) fn watch_ready_file(&mut self, worker: WorkerId, generation: Generation, file: &Path, says_port: bool) {
         let Some(live) = self.live_mut(worker, generation) else { return };
         let work_name = live.work_name.clone();
-        self.ready_files.wait(worker, generation, &work_name, file);
+        let wait = Wait { generation, work_name, file: file.to_owned(), says_port, watches: Vec::new() };
+        self.ready_files.wait(worker, wait);
         self.look_for_ready_file(worker);
+    }
+
+    /// A worker that was taken over has said its port to the daemon before this one.
+    pub(super) fn learn_port(&mut self, worker: WorkerId) {
+        let Some(live) = self.live.get_mut(&worker) else { return };
+        let Some(Ready::PortFile(file)) = self.pools.get(&live.pool).map(|pool| &pool.spec.ready) else { return };
+        let root = open(self.shared.work_dirs.as_fd(), Path::new(&live.work_name), OFlags::DIRECTORY);
+        live.told.port = root.ok().and_then(|root| port_in(root.as_fd(), file)).or(live.told.port);
     }
 
     /// Some watched directory changed.
@@ -185,10 +215,18 @@ impl Daemon {
 
     fn look_for_ready_file(&mut self, worker: WorkerId) {
         match self.ready_files.look(self.shared.work_dirs.as_fd(), &mut self.sources, worker) {
-            Ok(false) => {}
-            Ok(true) => {
+            Ok(Sight::Nothing) => {}
+            Ok(Sight::NoPort) => {
+                // It may still be writing: it is looked at again when it has closed the file or put another in its place.
+                tracing::debug!(target: "worker", worker = self.worker_name(worker), "its file says no port yet");
+            }
+            Ok(sight @ (Sight::File | Sight::Port(_))) => {
                 if let Some(wait) = self.ready_files.waits.get(&worker) {
-                    self.inputs.push(Input::BecameReady(worker, wait.generation));
+                    let generation = wait.generation;
+                    if let (Sight::Port(port), Some(live)) = (sight, self.live_mut(worker, generation)) {
+                        live.told.port = Some(port);
+                    }
+                    self.inputs.push(Input::BecameReady(worker, generation));
                 }
                 self.ready_files.end(worker);
             }
@@ -217,8 +255,9 @@ fn begun<'a>(inotify: &'a mut Option<Watched>, sources: &mut Sources) -> Result<
 }
 
 /// Watches exactly the directory that is open, whatever its name leads to by now.
-fn watch(inotify: &OwnedFd, dir: &OwnedFd) -> Result<i32, Errno> {
-    let flags = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+fn watch(inotify: &OwnedFd, dir: &OwnedFd, says_port: bool) -> Result<i32, Errno> {
+    let written = if says_port { WatchFlags::CLOSE_WRITE } else { WatchFlags::empty() };
+    let flags = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR | written;
     inotify::add_watch(inotify, format!("/proc/self/fd/{}", dir.as_raw_fd()), flags)
 }
 
@@ -232,6 +271,20 @@ fn open(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errn
 fn is_file(dir: BorrowedFd<'_>, path: &Path) -> bool {
     let stat = open(dir, path, OFlags::empty()).and_then(fstat);
     stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+}
+
+/// The port that a file says, if it is one and does.
+fn port_in(dir: BorrowedFd<'_>, path: &Path) -> Option<u16> {
+    // What it is was looked at before it is opened: a pipe would be waited for.
+    let found = open(dir, path, OFlags::empty()).ok()?;
+    FileType::from_raw_mode(fstat(&found).ok()?.st_mode).is_file().then_some(())?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()).ok()?;
+    let mut bytes = [0; PORT_BYTES];
+    let length = rustix::io::read(&file, &mut bytes).ok()?;
+    let text = std::str::from_utf8(bytes.get(..length)?).ok()?.trim();
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port != 0)
 }
 
 #[cfg(test)]
@@ -268,12 +321,22 @@ mod tests {
                 _temporary: temporary,
                 _poll: poll,
             };
-            world.files.wait(WORKER, Generation(1), "w-1", Path::new(file));
+            world.wait(file, false);
             world
         }
 
-        fn look(&mut self) -> bool {
+        fn wait(&mut self, file: &str, says_port: bool) {
+            let (work_name, file) = ("w-1".to_owned(), PathBuf::from(file));
+            let wait = Wait { generation: Generation(1), work_name, file, says_port, watches: Vec::new() };
+            self.files.wait(WORKER, wait);
+        }
+
+        fn sight(&mut self) -> Sight {
             self.files.look(self.dirs.as_fd(), &mut self.sources, WORKER).unwrap()
+        }
+
+        fn look(&mut self) -> bool {
+            self.sight() != Sight::Nothing
         }
 
         /// Reads events and looks if one of them says so; `None` if none does.
@@ -316,6 +379,28 @@ mod tests {
         assert_eq!(world.news(), Some(true));
         world.files.end(WORKER);
         assert!(world.files.watches.is_empty() && world.files.waits.is_empty());
+    }
+
+    #[test]
+    fn a_port_is_read_when_it_is_whole() {
+        let mut world = World::waiting_for("ready");
+        world.wait("ready", true);
+        assert_eq!(world.sight(), Sight::Nothing);
+        let path = world.work.join("ready");
+        let mut file = fs::File::create(&path).unwrap();
+        assert_eq!(world.news(), Some(true), "the file is there");
+        assert_eq!(world.sight(), Sight::NoPort, "and says nothing yet");
+        std::io::Write::write_all(&mut file, b"50051\n").unwrap();
+        drop(file);
+        assert_eq!(world.news(), Some(true), "closing it is news");
+        assert_eq!(world.sight(), Sight::Port(50_051));
+        for wrong in ["", "0", "65536", "-1", "+1", "0x10", "80 80", "port", "00000000000000000080"] {
+            fs::write(&path, wrong).unwrap();
+            assert_eq!(world.sight(), Sight::NoPort, "{wrong:?}");
+        }
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert_eq!(world.sight(), Sight::Nothing, "a pipe is neither a file nor waited for");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! `launch` calls [`Recovery::begin`] before anything is prepared, because pools' listeners come from what is found, and
 //! [`Recovery::settle`] when every pool could be prepared: until then nothing of the old daemon has been touched.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -12,11 +12,14 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::adopt::{Left, Settled, settle};
 use super::birth::{IDS, RANGES};
+use super::kept::{Kept, kept_key};
 use super::launch::Directories;
 use super::past::{Past, PastPool};
 use super::persist::{Persist, boot_id};
 use super::reload::Change;
 use super::state::{Chore, Freed, Place};
+use super::tasks::{PastTasks, task_key};
+use super::tokens::{Tokens, token_key};
 use super::{Error, clock};
 use crate::engine::Time;
 use crate::host::cgroup::{CgroupRoot, FoundWorker, Removal, WorkerCgroup};
@@ -49,6 +52,11 @@ pub(super) struct Recovered {
     pub(super) ranges: IdPool,
     pub(super) generation: Generation,
     pub(super) certificates: VecDeque<DeathCertificate>,
+    /// Sessions that have ended and are kept.
+    pub(super) kept: BTreeMap<String, Kept>,
+    /// Tokens of the gateway's callers.
+    pub(super) tokens: Tokens,
+    pub(super) tasks: PastTasks,
     pub(super) chores: VecDeque<Chore>,
     /// The text of the configuration that was in force.
     pub(super) config: Option<String>,
@@ -105,6 +113,17 @@ impl Recovery {
         let remains = Leftovers::find(dirs, &trees)?;
         let generation = remains.last.max(Generation(self.past.generation.max(self.left.generation)));
         self.persist.keep_generation(generation);
+        // A file of records is begun anew with each daemon.
+        for (session, kept) in &self.past.kept {
+            self.persist.keep_ended(&kept_key(session), Some(kept));
+        }
+        for (name, token) in &self.past.tokens {
+            self.persist.keep_token(&token_key(name), Some(token));
+        }
+        for (name, kept) in &self.past.tasks.tasks {
+            self.persist.keep_task(&task_key(name), Some(kept));
+        }
+        self.persist.keep_tasks(&self.past.tasks.all);
         Ok(Recovered {
             persist: self.persist,
             ledger: self.ledger,
@@ -112,6 +131,9 @@ impl Recovery {
             ranges,
             generation,
             certificates: self.past.certificates,
+            kept: self.past.kept,
+            tokens: Tokens::of(self.past.tokens),
+            tasks: self.past.tasks,
             chores: remains.chores,
             config: self.past.config,
             pools,

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::adopt::Left;
 use super::birth::chain;
+use super::foresight::Habit;
 use super::pool::{Pool, Templates, has_current_root, prepare};
 use super::state::Daemon;
 use super::upgrade::Handover;
@@ -97,7 +98,10 @@ impl Daemon {
                 }
             }
         }
+        self.redefine_tasks(config.tasks);
         self.spec = config.daemon;
+        self.gateway_spec = config.gateway;
+        self.look_after_gateway();
         super::log::best_effort(
             self.log.set(&self.spec.log_level.clone()),
             "the filter was checked with the configuration",
@@ -168,7 +172,8 @@ impl Daemon {
             || pool.prepared.image != change.prepared.image;
         self.inputs.push(Input::PoolDefined(id, Box::new(change.spec.policy.clone())));
         pool.prepared.unlink_sockets_but(&change.prepared.listeners);
-        *pool = Pool { id, spec: change.spec, prepared: change.prepared };
+        let habit = pool.habit;
+        *pool = Pool { id, spec: change.spec, prepared: change.prepared, habit };
         if program_differs {
             self.restart_changed(id);
         }
@@ -214,7 +219,7 @@ impl Daemon {
         let id = PoolId(self.next_pool);
         self.next_pool += 1;
         self.names.insert(change.spec.name.clone(), id);
-        self.pools.insert(id, Pool { id, spec: change.spec, prepared: change.prepared });
+        self.pools.insert(id, Pool { id, spec: change.spec, prepared: change.prepared, habit: Habit::default() });
         id
     }
 
@@ -226,6 +231,8 @@ impl Daemon {
             let (status, workers) = (self.status_reply(), self.worker_infos(None));
             tell(&status, &workers);
         }
+        // That of a task's worker.
+        self.refuse_claim(call, answer);
         tracing::debug!(target: "pool", call = call.0, ?answer, "own order answered");
     }
 }

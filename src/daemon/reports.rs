@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use mio::Token;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recv, recvmsg, send};
 
 use super::birth::{release, start_failure};
 use super::control::running::{not_started, program_ended};
 use super::live::{Live, Phase, ReadyWord, Watched};
 use super::probe::Purpose;
 use super::state::Daemon;
-use crate::engine::Input;
+use crate::engine::{Input, RequestInput};
 use crate::host::logfile::Stream;
 use crate::host::spawn::{Gone, pid_of, program_failed};
 use crate::protocol::channel::{self, FromWorker, ToWorker};
@@ -93,6 +93,7 @@ impl Daemon {
                 live.phase = Phase::Running;
                 let generation = live.generation;
                 self.inputs.push(Input::Spawned(worker, generation));
+                self.foresee(worker, generation);
             }
             // It was heard before.
             kind::PARKED => {}
@@ -146,7 +147,8 @@ impl Daemon {
         match pool.spec.ready.clone() {
             Ready::Exec | Ready::Notify | Ready::Channel => {}
             Ready::Probe(probe) => self.begin_probe(worker, generation, &probe, Purpose::Readiness),
-            Ready::File(file) => self.watch_ready_file(worker, generation, &file),
+            Ready::File(file) => self.watch_ready_file(worker, generation, &file, false),
+            Ready::PortFile(file) => self.watch_ready_file(worker, generation, &file, true),
         }
     }
 
@@ -211,22 +213,27 @@ impl Daemon {
             let first = self.awaits_word(worker, &Ready::Channel, budget);
             let Some(live) = self.live.get_mut(&worker) else { return };
             let Some(socket) = &live.channel else { return };
-            match hear(&socket.fd, &mut frame, first) {
+            let heard = if first {
+                hear(&socket.fd, &mut frame, first).map(|length| (length, None))
+            } else {
+                hear_with_descriptor(&socket.fd, &mut frame)
+            };
+            match heard {
                 // A worker may send an empty packet, which looks like the end; the hang-up that comes with the end tells
                 // them apart no better, and a worker that sends nothing at length has no use for a channel.
-                Ok(0) => {
+                Ok((0, _)) => {
                     if let Some(socket) = live.channel.take() {
                         socket.close(&mut self.sources);
                     }
                     return;
                 }
                 Ok(_) if take_word(live) => {}
-                Ok(length) => {
+                Ok((length, passed)) => {
                     let said = FromWorker::decode(frame.get(..length).unwrap_or_default());
                     let ready = matches!(said, Ok(FromWorker::Ready));
                     let keeps = keep_word(live.channel.as_ref(), &mut live.ready_word, first, ready);
                     match said {
-                        Ok(said) => self.on_frame(worker, &said),
+                        Ok(said) => self.on_frame(worker, said, passed),
                         Err(error) => {
                             live.junk += 1;
                             tracing::debug!(target: "worker", %error, "channel of {}", self.worker_name(worker));
@@ -252,20 +259,38 @@ impl Daemon {
         budget == Budget::Turn && self.pools.get(&live.pool).is_some_and(|pool| pool.spec.ready == *way)
     }
 
-    fn on_frame(&mut self, worker: WorkerId, said: &FromWorker) {
+    fn on_frame(&mut self, worker: WorkerId, said: FromWorker, passed: Option<OwnedFd>) {
         let Some(live) = self.live.get_mut(&worker) else { return };
         let Some(pool) = self.pools.get(&live.pool) else { return };
         let generation = live.generation;
+        let dispatches = pool.spec.policy.dispatch.is_some() && pool.spec.serve.is_none();
         match said {
             FromWorker::Hello { .. } => {
                 let hello = ToWorker::Hello { protocol: channel::PROTOCOL };
                 say(live, &hello);
             }
-            FromWorker::Ready if pool.spec.ready == Ready::Channel => {
-                self.inputs.push(Input::BecameReady(worker, generation));
+            FromWorker::Ready if pool.spec.ready == Ready::Channel || dispatches => {
+                if pool.spec.ready == Ready::Channel {
+                    self.inputs.push(Input::BecameReady(worker, generation));
+                }
+                self.inputs.push(Input::Request(RequestInput::Unoccupied(worker, generation)));
             }
-            FromWorker::Pong { id } if *id < live.next_ping => self.inputs.push(Input::Beat(worker, generation)),
-            FromWorker::Ready | FromWorker::Pong { .. } | FromWorker::Unsupported(_) => live.junk += 1,
+            FromWorker::Pong { id } if id < live.next_ping => self.inputs.push(Input::Beat(worker, generation)),
+            FromWorker::Result(answer) if dispatches => self.on_answer(worker, generation, answer, passed),
+            FromWorker::Error(failed) if dispatches => self.on_failed(worker, generation, failed),
+            FromWorker::Chunk(chunk) if dispatches => self.on_chunk(worker, generation, &chunk, passed),
+            FromWorker::Credit(credit) if dispatches => self.on_credit(worker, generation, credit),
+            FromWorker::Call(call) if dispatches => self.on_call(worker, generation, &call),
+            FromWorker::Event(event) if dispatches => self.on_event(worker, &event),
+            FromWorker::Ready
+            | FromWorker::Pong { .. }
+            | FromWorker::Result(_)
+            | FromWorker::Error(_)
+            | FromWorker::Chunk(_)
+            | FromWorker::Credit(_)
+            | FromWorker::Call(_)
+            | FromWorker::Event(_)
+            | FromWorker::Unsupported(_) => live.junk += 1,
         }
     }
 
@@ -322,6 +347,25 @@ fn hear(socket: &OwnedFd, message: &mut [u8], first: bool) -> Result<usize, Errn
     recv(socket, message, flags).map(|(length, _)| length)
 }
 
+/// Receives a message and the descriptor that came with it. A message that is longer than a frame, or brought more than one
+/// descriptor, comes without any, and is none.
+fn hear_with_descriptor(socket: &OwnedFd, message: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(socket, &mut [std::io::IoSliceMut::new(message)], &mut ancillary, flags)?;
+    let mut passed = None;
+    for control in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = control {
+            passed = rights.last();
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        passed = None;
+    }
+    Ok((received.bytes, passed))
+}
+
 /// Whether the message just received was the word of readiness, heard a turn ago and written down since.
 fn take_word(live: &mut Live) -> bool {
     let heard = live.ready_word == ReadyWord::Heard;
@@ -345,9 +389,10 @@ fn keep_word(socket: Option<&Watched>, word: &mut ReadyWord, first: bool, ready:
 
 fn say(live: &mut Live, frame: &ToWorker) {
     let Some(socket) = &live.channel else { return };
-    if send(&socket.fd, &frame.encode(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_err() {
-        live.junk += 1;
-    }
+    let sent = frame
+        .encode()
+        .is_ok_and(|message| send(&socket.fd, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok());
+    live.junk += u64::from(!sent);
 }
 
 /// One packet and the descriptor that came with it; `None` at the end.

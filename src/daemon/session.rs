@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock;
 use super::state::Daemon;
-use crate::engine::{CallId, Input};
+use crate::engine::{CallId, Input, Return};
 use crate::protocol::control::Claimed;
 use crate::spec::{Generation, Limit, Limits, PoolName, WorkerId};
 
@@ -67,6 +67,15 @@ pub(super) struct Session {
     /// Whether its caller was told that it has it.
     #[serde(default)]
     pub answered: bool,
+    /// Whether it is kept when its program has ended, until somebody releases it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps: bool,
+    /// Whether nothing of it is to stay behind, its last output included.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vanishes: bool,
+    /// The task that runs in it, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
 }
 
 impl Session {
@@ -150,11 +159,20 @@ impl Daemon {
     /// Its caller has been told.
     pub(super) fn session_is_answered(&mut self, worker: WorkerId) {
         if let Some(session) = self.sessions.of(worker).cloned() {
+            // What was kept under its name makes way.
+            self.forget_kept(&session.name);
             self.keep_session(worker, Session { answered: true, ..session });
         }
     }
 
-    /// A worker's place is given up, and its session with it.
+    /// It is given back, and nothing of it is to stay behind.
+    pub(super) fn session_vanishes(&mut self, worker: WorkerId) {
+        if let Some(session) = self.sessions.of(worker).cloned() {
+            self.keep_session(worker, Session { vanishes: true, ..session });
+        }
+    }
+
+    /// A worker's place is given up, or somebody else's from now on, and its session with it.
     pub(super) fn end_session(&mut self, worker: WorkerId) {
         let Some(session) = self.sessions.remove(worker) else { return };
         if let Some(pool) = self.pools.get(&worker.pool) {
@@ -162,24 +180,37 @@ impl Daemon {
         }
         self.tell_of_worker(worker);
         tracing::info!(target: "session", session = %session.name, "session {} has ended", session.name);
+        self.keep_ended(worker, session);
     }
 
-    /// Takes over the session of a worker that an earlier daemon had claimed for somebody. If it `lives`, and nobody was told
-    /// of it or nothing was written down, it is given back.
+    /// Takes over the session of a worker that an earlier daemon had claimed for somebody. If it is `leased` and `lives`, and
+    /// nobody was told of it or nothing was written down, it is given back; of a task whose program runs nobody has to be told.
     pub(super) fn take_session_over(
         &mut self,
         worker: WorkerId,
         generation: Generation,
         known: Option<Session>,
-        lives: bool,
+        leased: bool,
+        (lives, runs): (bool, bool),
     ) {
+        let known = known.map(|session| {
+            let answered = session.answered || runs && session.task.is_some();
+            Session { answered, ..session }
+        });
         let answered = known.as_ref().is_some_and(|session| session.answered && session.generation == generation.0);
+        if !leased {
+            // It was given back, and its place begins anew.
+            if let Some(pool) = self.pools.get(&worker.pool).filter(|_| known.is_some()) {
+                self.persist.keep_session(&session_key(&pool.spec.name, worker.slot), None);
+            }
+            return;
+        }
         if let Some(session) = known {
             // Also of one that has ended: its record goes with its place.
             self.keep_session(worker, session);
         }
         if lives && !answered {
-            self.inputs.push(Input::ReleaseRequested(abandon_call(generation), worker));
+            self.inputs.push(Input::ReleaseRequested(abandon_call(generation), worker, Return::Destroyed));
         }
     }
 }

@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::birth::chain;
-use super::control::missed_of;
+use super::control::{missed_of, occupancy};
+use super::kept::Kept;
 use super::launch::{refused, wait_for_other};
 use super::live::Live;
 use super::own_files::{OwnFiles, Removed, Watch};
@@ -23,7 +24,7 @@ use super::session::{Session, SessionLimits};
 use super::state::Daemon;
 use super::timers::Timer;
 use super::{Error, clock};
-use crate::engine::State;
+use crate::engine::{State, WorkerView};
 use crate::host::record_dir::{RecordDir, RecordError};
 use crate::spec::{DaemonSpec, WorkerId, format_bytes, format_cpus};
 
@@ -59,12 +60,18 @@ pub(super) struct SessionFiles {
     watches: [Option<Watch>; 4],
     of_workers: BTreeMap<WorkerId, Told>,
     of_sessions: BTreeMap<WorkerId, Told>,
+    /// Of sessions that have ended and are kept, by their names.
+    of_kept: BTreeMap<String, Told>,
     /// Whether there is a file with the pid.
     pid: bool,
     /// Of whom something has changed.
     changed: BTreeSet<WorkerId>,
+    /// Which of those that are kept, or were.
+    kept_changed: BTreeSet<String>,
     pools_changed: bool,
     /// Whether the timer is set.
+    planned: bool,
+    /// Whether they are written in this turn.
     due: bool,
     /// Whether the latest try failed.
     failing: bool,
@@ -106,7 +113,13 @@ struct SessionFile<'a> {
     worker: &'a str,
     container_id: String,
     terminal: bool,
-    pid: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+    /// When and how it ended, if it is only kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_at: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,7 +127,8 @@ struct UserFile {
     /// Whose session it is.
     user_id: u32,
     /// Who its processes are on the host.
-    worker_uid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker_uid: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,12 +150,18 @@ impl LimitsFile {
         let SessionLimits { memory_bytes, cpu_millis, pids } = limits;
         let any = memory_bytes.or(cpu_millis).or(pids).is_some();
         let reason = missed_of(pool, live).filter(|_| any);
+        Self { enabled: any && reason.is_none(), reason, ..Self::of_none(limits) }
+    }
+
+    /// The same where nothing runs.
+    fn of_none(limits: SessionLimits) -> Self {
+        let SessionLimits { memory_bytes, cpu_millis, pids } = limits;
         Self {
-            enabled: any && reason.is_none(),
+            enabled: false,
             memory: memory_bytes.map(format_bytes),
             cpus: cpu_millis.map(format_cpus),
             pids_limit: pids.map(|pids| pids.to_string()),
-            reason,
+            reason: Some("it has ended".to_owned()),
         }
     }
 }
@@ -170,9 +190,12 @@ impl SessionFiles {
             watches: [None; 4],
             of_workers: BTreeMap::new(),
             of_sessions: BTreeMap::new(),
+            of_kept: BTreeMap::new(),
             pid: false,
             changed: BTreeSet::new(),
+            kept_changed: BTreeSet::new(),
             pools_changed: true,
+            planned: false,
             due: false,
             failing: false,
         })
@@ -190,28 +213,29 @@ impl SessionFiles {
         super::log::best_effort(cleared, "what is told wrongly is written anew as soon as that can be done");
         self.of_workers.clear();
         self.of_sessions.clear();
+        self.of_kept.clear();
         self.pid = false;
     }
 }
 
 /// Brings one file to what it is to say.
-fn bring(
+fn bring<K: Ord>(
     dir: &RecordDir,
-    known: &mut BTreeMap<WorkerId, Told>,
-    worker: WorkerId,
+    known: &mut BTreeMap<K, Told>,
+    whose: K,
     wanted: Option<Told>,
 ) -> Result<(), RecordError> {
-    let old = known.get(&worker);
+    let old = known.get(&whose);
     if old == wanted.as_ref() {
         return Ok(());
     }
     if let Some(old) = old.filter(|old| wanted.as_ref().is_none_or(|wanted| wanted.name != old.name)) {
         dir.remove(&old.name)?;
-        known.remove(&worker);
+        known.remove(&whose);
     }
     if let Some(wanted) = wanted {
         dir.write(&wanted.name, &wanted.content)?;
-        known.insert(worker, wanted);
+        known.insert(whose, wanted);
     }
     Ok(())
 }
@@ -224,7 +248,15 @@ fn told(name: &str, file: &impl Serialize) -> Option<Told> {
 
 /// Twelve digits, as scripts expect them: the generation, which no other worker of this daemon has or will have.
 fn id_text(live: &Live) -> String {
-    format!("{:012x}", live.generation.0)
+    generation_text(live.generation.0)
+}
+
+fn generation_text(generation: u64) -> String {
+    format!("{generation:012x}")
+}
+
+fn image_text(root: &str) -> String {
+    root.trim_start_matches("image:").to_owned()
 }
 
 impl Daemon {
@@ -236,6 +268,12 @@ impl Daemon {
             files.changed.insert(worker);
             self.write_session_files_in(PAUSE);
         }
+    }
+
+    /// A session is kept, or not any more.
+    pub(super) fn tell_of_kept(&mut self, session: &str) {
+        self.session_files.kept_changed.insert(session.to_owned());
+        self.write_session_files_in(PAUSE);
     }
 
     /// Something about a pool has changed.
@@ -250,6 +288,8 @@ impl Daemon {
         self.session_files.clear();
         let workers: Vec<WorkerId> = self.engine.workers().map(|view| view.worker).collect();
         workers.into_iter().for_each(|worker| self.tell_of_worker(worker));
+        let kept: Vec<String> = self.kept.keys().cloned().collect();
+        kept.iter().for_each(|session| self.tell_of_kept(session));
         self.tell_of_pools();
     }
 
@@ -264,15 +304,22 @@ impl Daemon {
     }
 
     fn write_session_files_in(&mut self, pause: Duration) {
-        if !self.session_files.due {
-            self.session_files.due = true;
+        if !self.session_files.planned {
+            self.session_files.planned = true;
             self.timers.set(clock::after(self.now, pause), Timer::SessionFiles);
         }
     }
 
-    /// Writes a few of the files that are not as they are to be.
+    /// Their pause is over.
+    pub(super) fn session_files_are_due(&mut self) {
+        (self.session_files.planned, self.session_files.due) = (false, true);
+    }
+
+    /// Writes a few of the files that are not as they are to be, if it is time.
     pub(super) fn write_session_files(&mut self) {
-        self.session_files.due = false;
+        if !std::mem::take(&mut self.session_files.due) {
+            return;
+        }
         let written = self.write_some();
         let failing = std::mem::replace(&mut self.session_files.failing, written.is_err());
         match written {
@@ -282,7 +329,7 @@ impl Daemon {
         }
         if self.session_files.failing {
             self.write_session_files_in(RETRY_PAUSE);
-        } else if !self.session_files.changed.is_empty() {
+        } else if !self.session_files.changed.is_empty() || !self.session_files.kept_changed.is_empty() {
             self.write_session_files_in(PAUSE);
         }
     }
@@ -300,7 +347,50 @@ impl Daemon {
             bring(&files.sessions, &mut files.of_sessions, worker, of_session)?;
             files.changed.remove(&worker);
         }
+        self.write_some_kept()
+    }
+
+    /// Those of sessions that are kept, once all others are written: a name may have gone from one to the other.
+    fn write_some_kept(&mut self) -> Result<(), RecordError> {
+        for _ in 0..WORKERS_A_TURN {
+            if !self.session_files.changed.is_empty() {
+                break;
+            }
+            let Some(name) = self.session_files.kept_changed.first().cloned() else { break };
+            let wanted = self.kept.get(&name).and_then(|kept| self.kept_file(kept));
+            let files = &mut self.session_files;
+            let file_name = format!("{name}{SUFFIX}");
+            if wanted.is_none() && files.of_sessions.values().any(|told| told.name == file_name) {
+                // The file is that of a session which has begun anew under the name.
+                files.of_kept.remove(&name);
+            } else {
+                bring(&files.sessions, &mut files.of_kept, name.clone(), wanted)?;
+            }
+            files.kept_changed.remove(&name);
+        }
         Ok(())
+    }
+
+    fn kept_file(&self, kept: &Kept) -> Option<Told> {
+        let session = &kept.session;
+        let file = SessionFile {
+            name: &session.name,
+            image: image_text(&kept.root),
+            parent: self.spec.instance.as_str(),
+            project_dir: session.project.as_deref(),
+            created_at: clock::rfc3339(clock::from_msec(session.created_msec)),
+            detached: session.detached,
+            remove_on_exit: false,
+            resource_limits: LimitsFile::of_none(session.limits),
+            user_isolation: UserFile { user_id: session.owner, worker_uid: None },
+            worker: &kept.worker,
+            container_id: generation_text(session.generation),
+            terminal: session.terminal,
+            pid: None,
+            ended_at: Some(&kept.ended),
+            exit: Some(kept.cause.to_string()),
+        };
+        told(&session.name, &file)
     }
 
     /// Whether anybody looks after warm workers, in the form that scripts ask for.
@@ -318,15 +408,16 @@ impl Daemon {
     }
 
     /// What is there of a worker that is ready, and of whom it can be claimed.
-    fn ready(&self, worker: WorkerId) -> Option<(&Pool, &Live, bool)> {
+    fn ready(&self, worker: WorkerId) -> Option<(&Pool, &Live, WorkerView)> {
         let pool = self.pools.get(&worker.pool).filter(|pool| pool.spec.policy.claims.is_some())?;
         let view = self.engine.worker(worker)?;
         let live = self.live.get(&worker).filter(|live| Some(live.generation) == view.generation)?;
-        matches!(view.state, State::Healthy | State::Unhealthy).then_some((pool, live, view.leased))
+        matches!(view.state, State::Healthy | State::Unhealthy).then_some((pool, live, view))
     }
 
     fn worker_file(&self, worker: WorkerId) -> Option<Told> {
-        let (pool, live, leased) = self.ready(worker)?;
+        let (pool, live, view) = self.ready(worker)?;
+        let leased = view.leased;
         let session = self.sessions.of(worker).filter(|_| leased);
         if leased && session.is_none() {
             // In a moment it has one.
@@ -338,7 +429,7 @@ impl Daemon {
             name: &name,
             container_id: id_text(live),
             created_at: clock::rfc3339(live.started),
-            status: if leased { "busy" } else { "warm" },
+            status: occupancy(&view).as_str(),
             claimed_at: session.map(|session| clock::rfc3339(clock::from_msec(session.created_msec))),
             project_dir: session.and_then(|session| session.project.as_deref()),
             session: session.map(|session| session.name.as_str()),
@@ -357,19 +448,20 @@ impl Daemon {
         let name = pool.worker_name(worker.slot);
         let file = SessionFile {
             name: &session.name,
-            image: pool.spec.root.to_string().trim_start_matches("image:").to_owned(),
+            image: image_text(&pool.spec.root.to_string()),
             parent: self.spec.instance.as_str(),
             project_dir: session.project.as_deref(),
             created_at: clock::rfc3339(clock::from_msec(session.created_msec)),
             detached: session.detached,
-            // A worker serves one session, and goes with it.
-            remove_on_exit: true,
+            remove_on_exit: !session.keeps,
             resource_limits: LimitsFile::new(session.limits, pool, live),
-            user_isolation: UserFile { user_id: session.owner, worker_uid: live.uid },
+            user_isolation: UserFile { user_id: session.owner, worker_uid: Some(live.uid) },
             worker: &name,
             container_id: id_text(live),
             terminal: session.terminal,
-            pid: live.init_pid,
+            pid: Some(live.init_pid),
+            ended_at: None,
+            exit: None,
         };
         told(&session.name, &file)
     }
@@ -381,13 +473,20 @@ impl Daemon {
         }
         let files = &mut self.session_files;
         let place = |watch: Watch| files.watches.iter().position(|known| *known == Some(watch));
-        let mut lost = Vec::new();
+        let (mut lost, mut pid) = (Vec::new(), false);
+        let mut lost_kept = Vec::new();
         for one in removed {
+            let of_kept = one.name.strip_suffix(SUFFIX).filter(|_| place(one.watch) == Some(0));
+            if let Some(name) = of_kept.filter(|name| files.of_kept.contains_key(*name)) {
+                files.of_kept.remove(name);
+                lost_kept.push(name.to_owned());
+                continue;
+            }
             let known = match place(one.watch) {
                 Some(0) => &mut files.of_sessions,
                 Some(1) => &mut files.of_workers,
                 Some(_) if one.name == PID_NAME && files.pid => {
-                    (files.pid, files.pools_changed) = (false, true);
+                    (files.pid, files.pools_changed, pid) = (false, true, true);
                     continue;
                 }
                 Some(_) | None => continue,
@@ -398,11 +497,12 @@ impl Daemon {
                 lost.push(worker);
             }
         }
-        if lost.is_empty() && !files.pools_changed {
+        if lost.is_empty() && lost_kept.is_empty() && !pid {
             return;
         }
         tracing::info!(target: "state", "files of sessions were removed by somebody else: they are written anew");
         files.changed.extend(lost);
+        files.kept_changed.extend(lost_kept);
         self.write_session_files_in(PAUSE);
     }
 

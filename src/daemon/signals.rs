@@ -121,6 +121,9 @@ impl Daemon {
                 self.on_job(number);
                 continue;
             }
+            if self.on_freezer_child(pid) {
+                continue;
+            }
             let inits = inits.get_or_insert_with(|| {
                 let living = self.live.iter().filter(|(_, live)| live.process.is_some());
                 living.map(|(worker, live)| (live.init_pid, *worker)).collect()

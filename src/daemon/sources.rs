@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
+use crate::engine::AttemptId;
 use crate::host::logfile::Stream;
 use crate::spec::WorkerId;
 
@@ -18,6 +19,8 @@ pub(super) enum Source {
     Signals,
     /// Somebody connects to the control socket.
     Listener,
+    /// The gateway connects.
+    Gateway,
     /// A control client, by its place.
     Client(u32),
     /// A worker's first process ended.
@@ -36,10 +39,16 @@ pub(super) enum Source {
     Cgroup(WorkerId),
     /// A probe's connection goes on, by the probe's place.
     Probe(u32),
+    /// The connection of a lease has news, by its attempt.
+    Lease(WorkerId, AttemptId),
     /// Some worker has run into a limit.
     Limits,
     /// A helper ended, by its job's number.
     Job(u64),
+    /// The guard of frozen workers ended.
+    ThawGuard,
+    /// Memory was taken from a frozen worker.
+    Reclaim,
     /// The trial of an upgrade ended.
     Trial,
     /// Somebody touched the daemon's own files.

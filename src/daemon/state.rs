@@ -13,11 +13,14 @@ use super::audit::Audit;
 use super::control::Control;
 use super::events::EventLog;
 use super::fd_store::FdStore;
+use super::foresight::Foresight;
+use super::freezer::Freezer;
 use super::holds::Holds;
 use super::images::Images;
 use super::jobs::Jobs;
+use super::kept::Kept;
 use super::limit_watch::LimitWatch;
-use super::live::{Evidence, Live};
+use super::live::{Evidence, Live, Watched};
 use super::log::LogHandle;
 use super::manager::Manager;
 use super::own_files::OwnFiles;
@@ -26,23 +29,28 @@ use super::pool::Pool;
 use super::probe::Probes;
 use super::pulls::Pulls;
 use super::ready_file::ReadyFiles;
+use super::requests::Requests;
 use super::session::Sessions;
 use super::session_files::SessionFiles;
 use super::signals::Signals;
 use super::sources::Sources;
+use super::tasks::Tasks;
+use super::telemetry::Telemetry;
 use super::terminal::Terminals;
 use super::timers::Timers;
+use super::tokens::Tokens;
 use super::upgrade::{Handover, Upgrade};
 use super::watchdog::Watchdog;
 use crate::engine::{Engine, Input, Time};
 use crate::host::cgroup::{CgroupRoot, WorkerCgroup};
 use crate::host::identity::IdPool;
+use crate::host::late_binding::Home;
 use crate::host::ledger::Ledger;
 use crate::host::logfile::LogFile;
 use crate::host::spawn::Stack;
 use crate::host::volume::Store;
 use crate::protocol::control::{Cause, DaemonState, DeathCertificate, StartFailure};
-use crate::spec::{DaemonSpec, Generation, PoolId, PoolName, WorkerId};
+use crate::spec::{DaemonSpec, GatewaySpec, Generation, PoolId, PoolName, WorkerId};
 
 /// Directories and descriptors that all workers share.
 #[derive(Debug)]
@@ -59,6 +67,8 @@ pub(super) struct Shared {
     pub(super) volumes: Store,
     /// `<state_dir>/logs/workers`.
     pub(super) log_dir: OwnedFd,
+    /// `<state_dir>/tasks`, mode 0700: what tasks have written.
+    pub(super) task_dir: OwnedFd,
     /// A `/dev/null` of the workers' own, read-write.
     pub(super) null: OwnedFd,
     /// Private uids: number N is `uid_base + N`.
@@ -69,6 +79,8 @@ pub(super) struct Shared {
     pub(super) stacks: Vec<Stack>,
     /// Where inits write down how their workers ended.
     pub(super) ledger: Ledger,
+    /// Where this process comes back to from a worker.
+    pub(super) home: Home,
     /// This process's own pidfd, for inits to watch.
     pub(super) daemon: OwnedFd,
     /// Of the state and the runtime directory, held for as long as the daemon lives; their release is the kernel's.
@@ -150,6 +162,14 @@ pub(super) struct Daemon {
     pub(super) written: BTreeMap<(WorkerId, Generation), DeathCertificate>,
     /// Who has which worker.
     pub(super) sessions: Sessions,
+    /// Tokens of people who come by HTTP.
+    pub(super) tokens: Tokens,
+    /// Where the gateway connects, while there is to be one.
+    pub(super) gateway: Option<Watched>,
+    /// What it is to be.
+    pub(super) gateway_spec: Option<GatewaySpec>,
+    /// Sessions that have ended and are kept, by name.
+    pub(super) kept: BTreeMap<String, Kept>,
     /// What tells scripts of that.
     pub(super) session_files: SessionFiles,
     /// Latest certificates, bounded, oldest first.
@@ -166,11 +186,17 @@ pub(super) struct Daemon {
     /// Facts for the engine, handed over once a turn.
     pub(super) inputs: Vec<Input>,
     pub(super) chores: VecDeque<Chore>,
+    /// What there is for the next claims.
+    pub(super) foresight: Foresight,
     /// Those that the host had no room for a moment ago.
     pub(super) late_chores: VecDeque<Chore>,
     pub(super) images: Images,
+    /// Requests under way.
+    pub(super) requests: Requests,
+    pub(super) tasks: Tasks,
     pub(super) pulls: Pulls,
     pub(super) events: EventLog,
+    pub(super) telemetry: Telemetry,
     pub(super) control: Control,
     pub(super) log: LogHandle,
     /// The text of the configuration in force, for `GetConfig`; empty if there is no file.
@@ -186,6 +212,8 @@ pub(super) struct Daemon {
     pub(super) audit: Audit,
     /// Workers that stand still for somebody.
     pub(super) holds: Holds,
+    /// Workers that stand still while nobody needs them.
+    pub(super) freezer: Freezer,
     /// Helpers under way.
     pub(super) jobs: Jobs,
     /// When the holder of a port was last searched for.

@@ -40,16 +40,24 @@ pub(super) enum Timer {
     WriteState,
     /// Write files that tell of workers and sessions.
     SessionFiles,
+    /// Make what a claim will need.
+    Foresee,
     /// Remove once more what could not be removed.
     Chores,
     /// Ask once more how a worker ended that is not this daemon's child.
     LookAtExit(WorkerId, Generation),
     /// Send it the descriptors that it did not take.
     FdStore,
+    /// Look whether a worker stands still by now.
+    LookAtFreeze(WorkerId, Generation),
+    /// Memory was taken from a frozen worker for long enough.
+    Reclaim,
     /// A job has had its time, by its number.
     Job(u64),
     /// Look at a hold of volumes, by its client's number.
     Hold(u64),
+    /// Look whether it is time to type a task's prompt, by the task's number.
+    TaskPrompt(u64),
     /// Accept connections again after descriptors ran out.
     ResumeAccept,
 }

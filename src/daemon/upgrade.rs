@@ -427,6 +427,7 @@ impl Daemon {
 
     /// Answers whoever waits for something that the new program does not know of.
     fn dismiss_clients(&mut self, asked: (u32, u64)) {
+        self.leave_requests();
         let cause = "the daemon is being upgraded; what was ordered goes on";
         let last = Refusal::Failed { operation: "wait".into(), object: "the workers".into(), cause: cause.into() };
         self.control.dismiss(asked, &last.to_reply(), self.now);

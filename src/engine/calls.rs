@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{CallId, Time};
+use super::{CallId, Instead, Time};
 use crate::spec::{PoolId, WorkerId};
 
 /// What a call waits for a worker to do.
@@ -25,6 +25,8 @@ pub(super) enum Ask {
     Up(Vec<WorkerId>),
     /// These down.
     Down(Vec<WorkerId>),
+    /// This one down, which was to be reset and is not.
+    Gone(WorkerId, Instead),
     /// So many in this pool.
     Size(PoolId, u32),
 }

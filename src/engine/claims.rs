@@ -12,7 +12,7 @@ use super::pool::Pool;
 use super::step::{After, Event, Phase};
 use super::timers::Key;
 use super::worker::Worker;
-use super::{Answer, CallId, Cause, ClaimsView, Effect, Origin, Supply, Time};
+use super::{Answer, CallId, Cause, ClaimsView, Effect, Instead, Origin, Return, Supply, Time, Tuning};
 use crate::spec::{ClaimPolicy, PoolId, WorkerId};
 
 /// Who has a worker to itself.
@@ -54,7 +54,11 @@ impl Pool {
     pub(super) fn unfit(&self) -> (Vec<u32>, Vec<u32>) {
         let is_there = |slot: &u32| self.slots.get(slot).is_some_and(|worker| worker.after != Some(After::Gone));
         let missing = (0..self.wanted).filter(|slot| !is_there(slot)).collect();
-        (missing, self.slots.range(self.wanted..).map(|(&slot, _)| slot).rev().collect())
+        let surge = self.dispatcher.surge.slot;
+        (
+            missing,
+            self.slots.range(self.wanted..).map(|(&slot, _)| slot).filter(|slot| Some(*slot) != surge).rev().collect(),
+        )
     }
 
     /// The same where there are claims: what is leased counts for neither, and while the pool is paused nothing does.
@@ -160,9 +164,13 @@ impl Engine {
         let worker = WorkerId { pool: id, slot };
         if warm.is_none() {
             self.add(worker, now);
+        } else {
+            // Before it is bound.
+            self.apply(worker, Event::Used, now);
         }
         pool_take(self.pools.get_mut(&id), warm.is_some());
         self.lease(worker, call);
+        self.follow(worker, now);
         self.fit_to_size(id, now);
         self.rest_extras(id, now);
     }
@@ -180,15 +188,54 @@ impl Engine {
         }
     }
 
-    /// Ends a lease: the worker is ended with its holder's work, and its place is given up. Answered when it is empty.
-    pub(super) fn release(&mut self, call: CallId, id: WorkerId, now: Time) {
-        if self.find(id).is_none_or(|worker| worker.lease.is_none()) {
+    /// Ends a lease: the worker is ended with its holder's work. Its place is given up, or is the pool's again.
+    pub(super) fn release(&mut self, call: CallId, id: WorkerId, becomes: Return, now: Time) {
+        let Some(worker) = self.find(id).filter(|worker| worker.lease.is_some()) else {
             return self.effects.push_back(Effect::Answer(call, Answer::NotFound));
-        }
+        };
         let patience = self.stop_bound(&[id]);
+        let ask = match becomes {
+            Return::Destroyed => Ask::Down(vec![id]),
+            Return::Reset => match self.keeps_from_reset(worker) {
+                Some(instead) => Ask::Gone(id, instead),
+                None => return self.reset_lease(call, id, now),
+            },
+        };
         self.apply(id, Event::Stop(After::Gone, Cause::Released), now);
         let pending = if self.is_falling(id) { [(id, Wish::Down)].into() } else { std::collections::BTreeSet::new() };
-        self.wait(call, Ask::Down(vec![id]), pending, now.after(patience));
+        self.wait(call, ask, pending, now.after(patience));
+    }
+
+    /// Why the place of a leased worker cannot be one of the pool's again.
+    fn keeps_from_reset(&self, worker: &Worker) -> Option<Instead> {
+        let pool = self.pools.get(&worker.id.pool).filter(|pool| !pool.removed && pool.policy.claims.is_some());
+        let Some(pool) = pool.filter(|_| self.shutdown.is_none()) else { return Some(Instead::Leaving) };
+        let max = pool.policy.size.max;
+        if worker.phase != Phase::Running || worker.lease != Some(Lease::Held) || worker.after.is_some() {
+            Some(Instead::Ending)
+        } else if pool.claims.own >= max {
+            Some(Instead::Full { max })
+        } else {
+            None
+        }
+    }
+
+    /// Ends the generation of a leased worker and has its place begin anew as one that is nobody's. What the pool has more of
+    /// with it than it is to have leaves as any other extra one does.
+    fn reset_lease(&mut self, call: CallId, id: WorkerId, now: Time) {
+        let patience = self.stop_bound(&[id]) + self.start_bound(&[id]);
+        let Some(pool) = self.pools.get_mut(&id.pool) else { return };
+        let Some(worker) = pool.slots.get_mut(&id.slot) else { return };
+        let before = worker.account(pool.policy.claims);
+        worker.lease = None;
+        // Not warm, not for a moment: what runs in it is still its holder's.
+        pool.account(id.slot, before, Account { own: true, leased: false, warm_since: None });
+        if pool.claims.own > pool.room() {
+            pool.claims.extra += 1;
+        }
+        self.apply(id, Event::Stop(After::Again, Cause::Released), now);
+        self.rest_extras(id.pool, now);
+        self.wait(call, Ask::Up(vec![id]), [(id, Wish::Up)].into(), now.after(patience));
     }
 
     /// Has one more warm worker made than there are to be, as far as the policy allows. Answered when it is ready.
@@ -214,6 +261,34 @@ impl Engine {
         self.await_size(call, id, wanted, now);
     }
 
+    /// Has a pool go on with these numbers; those of an earlier time that are not said stay. Answered when as many are warm as
+    /// are to be.
+    pub(super) fn tune(&mut self, call: CallId, id: PoolId, tuning: Tuning, now: Time) {
+        if self.refused(call) {
+            return;
+        }
+        let Some(pool) = self.pools.get_mut(&id).filter(|pool| !pool.removed) else {
+            return self.effects.push_back(Effect::Answer(call, Answer::NotFound));
+        };
+        if pool.policy.claims.is_none() {
+            return self.effects.push_back(Effect::Answer(call, Answer::NotClaimable));
+        }
+        let (min, max) = (tuning.min.or(pool.tuning.min), tuning.max.or(pool.tuning.max));
+        let idle_timeout = tuning.idle_timeout.or(pool.tuning.idle_timeout);
+        let check_interval = tuning.check_interval.or(pool.tuning.check_interval);
+        pool.tune(Tuning { min, max, idle_timeout, check_interval });
+        if let Some(min) = tuning.min {
+            pool.want(min);
+            pool.claims.extra = 0;
+        }
+        pool.claims.paused = false;
+        let wanted = pool.room();
+        self.changed_pools.insert(id);
+        self.fit_to_size(id, now);
+        self.rest_extras(id, now);
+        self.await_size(call, id, wanted, now);
+    }
+
     /// Lets a pool be as it is, or has it be as it is to be again.
     pub(super) fn pause(&mut self, id: PoolId, paused: bool, now: Time) {
         let Some(pool) = self.pools.get_mut(&id) else { return };
@@ -227,7 +302,12 @@ impl Engine {
     pub fn claims(&self, id: PoolId) -> ClaimsView {
         let view = |pool: &Pool| {
             let claims = &pool.claims;
-            ClaimsView { warm: count(claims.warm.len()), leased: claims.leased, paused: claims.paused }
+            ClaimsView {
+                policy: pool.policy.claims,
+                warm: count(claims.warm.len()),
+                leased: claims.leased,
+                paused: claims.paused,
+            }
         };
         self.pools.get(&id).map(view).unwrap_or_default()
     }

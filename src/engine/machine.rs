@@ -8,14 +8,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::calls::{Ask, Calls, Wish};
 use super::claims::{Account, Lease};
+use super::dispatch::Requests;
 use super::orders::count;
 use super::pool::{Admission, Pool};
 use super::restart::Random;
 use super::shutdown::Shutdown;
 use super::step::{After, Event, Phase};
+use super::tasks::Tasks;
 use super::timers::{Key, Timers};
 use super::worker::{Context, News, Worker};
-use super::{Answer, CallId, Cause, Change, Effect, Input, Origin, PoolRecord, Time, WorkerView};
+use super::{Answer, CallId, Cause, Change, Effect, Input, Instead, Origin, PoolRecord, Time, WorkerView};
 use crate::spec::{Generation, PoolId, WorkerId};
 
 /// Decides what to do next about every pool and worker; see the module.
@@ -35,6 +37,8 @@ pub struct Engine {
     /// Workers and pools of which something has changed that outlives the daemon.
     pub(super) changed: BTreeSet<WorkerId>,
     pub(super) changed_pools: BTreeSet<PoolId>,
+    pub(super) requests: Requests,
+    pub(super) tasks: Tasks,
 }
 
 impl Engine {
@@ -60,6 +64,8 @@ impl Engine {
             touched: BTreeSet::new(),
             changed: BTreeSet::new(),
             changed_pools: BTreeSet::new(),
+            requests: Requests::default(),
+            tasks: Tasks::default(),
         }
     }
 
@@ -79,7 +85,8 @@ impl Engine {
             Input::KillRequested(call, target, Some(signal)) => self.kill(call, target, Event::Signal(signal), now),
             Input::ScaleRequested(call, pool, wanted) => self.scale(call, pool, wanted, now),
             Input::ClaimRequested(call, pool, supply) => self.claim(call, pool, supply, now),
-            Input::ReleaseRequested(call, worker) => self.release(call, worker, now),
+            Input::ReleaseRequested(call, worker, becomes) => self.release(call, worker, becomes, now),
+            Input::TuneRequested(call, pool, tuning) => self.tune(call, pool, tuning, now),
             Input::WarmRequested(call, pool) => self.warm(call, pool, now),
             Input::Paused(pool, paused) => self.pause(pool, paused, now),
             Input::ResetRequested(call, target) => self.reset(call, target, now),
@@ -99,8 +106,14 @@ impl Engine {
             Input::BreakageAnnounced(worker, generation) => {
                 self.fact(worker, generation, Event::BreakageAnnounced, now);
             }
+            Input::Used(worker, generation) => self.fact(worker, generation, Event::Used, now),
+            Input::Measured(worker, generation, usage) => self.fact(worker, generation, Event::Measured(usage), now),
+            Input::Froze(worker, generation) => self.fact(worker, generation, Event::Froze, now),
+            Input::FreezeFailed(worker, generation) => self.fact(worker, generation, Event::FreezeFailed, now),
             Input::Exited(worker, generation, ended) => self.fact(worker, generation, Event::Exited(ended), now),
             Input::Emptied(worker, generation) => self.fact(worker, generation, Event::Emptied, now),
+            Input::Request(input) => self.handle_request(input, now),
+            Input::Task(input) => self.handle_task(input, now),
         }
         self.settle(now);
     }
@@ -111,6 +124,7 @@ impl Engine {
             match key {
                 Key::Phase(id) => self.phase_is_due(id, now),
                 Key::Beat(id) => self.beat_is_due(id, now),
+                Key::Measure(id) => self.measure_is_due(id, now),
                 Key::Batch(id) => {
                     if let Some(pool) = self.pools.get_mut(&id) {
                         pool.armed = None;
@@ -126,9 +140,18 @@ impl Engine {
                     }
                 }
                 Key::Call(id) => self.answer(id, None),
+                Key::Request(id) => self.request_is_due(id, now),
+                Key::Overdue(id) => self.overdue_is_due(id, now),
+                Key::Breaker(id) => self.breaker_is_due(id, now),
+                Key::PoolBreaker(id) => self.pool_breaker_is_due(id, now),
+                Key::Taint(id) => self.taint_is_due(id, now),
+                Key::Age(id) => self.age_is_due(id, now),
+                Key::Memory(id) => self.memory_is_due(id, now),
+                Key::Session(id) => self.session_is_due(id),
             }
             self.settle(now);
         }
+        self.tasks_are_due(now);
     }
 
     /// The next thing to do, in the order in which it was decided.
@@ -141,16 +164,34 @@ impl Engine {
     pub fn take_changes(&mut self) -> Vec<Change> {
         let pools = std::mem::take(&mut self.changed_pools);
         let workers = std::mem::take(&mut self.changed);
-        let pool = |pool: &Pool| PoolRecord { wanted: pool.wanted, paused: pool.claims.paused };
+        let pool = |pool: &Pool| PoolRecord {
+            wanted: pool.wanted,
+            paused: pool.claims.paused,
+            tuning: pool.tuning,
+            breaker: pool.breaker,
+        };
         let pools = pools.into_iter().map(|id| Change::Pool(id, self.pools.get(&id).map(pool)));
+        let tasks = std::mem::take(&mut self.tasks.changed);
+        let totals = std::mem::take(&mut self.tasks.totals_changed).then(|| {
+            let (totals, switched) = self.tasks.totals();
+            Change::Tasks(totals, switched)
+        });
         let record = |id: WorkerId| self.find(id).map(|worker| Box::new(worker.record()));
-        pools.chain(workers.into_iter().map(|id| Change::Worker(id, record(id)))).collect()
+        let workers = workers.into_iter().map(|id| Change::Worker(id, record(id)));
+        let tasks = tasks.into_iter().map(|id| Change::Task(id, self.tasks.record(id)));
+        pools.chain(workers).chain(tasks).chain(totals).collect()
+    }
+
+    /// What [`Self::take_changes`] would say of one worker, which it then does not say again.
+    pub fn take_change_of(&mut self, id: WorkerId) -> Option<Change> {
+        let changed = self.changed.remove(&id);
+        changed.then(|| Change::Worker(id, self.find(id).map(|worker| Box::new(worker.record()))))
     }
 
     /// When to call [`Engine::handle_timeout`] at the latest; `None` if only an input can change anything.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        self.timers.first()
+        [self.timers.first(), self.tasks.first_due()].into_iter().flatten().min()
     }
 
     /// Every worker, by pool and slot.
@@ -199,6 +240,13 @@ impl Engine {
         }
     }
 
+    fn measure_is_due(&mut self, id: WorkerId, now: Time) {
+        if let Some(worker) = self.find_mut(id) {
+            worker.armed_measure = None;
+            self.apply(id, Event::MeasureDue, now);
+        }
+    }
+
     /// Steps one worker and brings all accounts in line with what it has become.
     pub(super) fn apply(&mut self, id: WorkerId, event: Event, now: Time) {
         let Some(pool) = self.pools.get_mut(&id.pool) else { return };
@@ -218,19 +266,15 @@ impl Engine {
         if worker.bind(Origin::Cold, &mut self.effects) {
             self.changed.insert(id);
         }
-        // A beat leaves nothing behind that another daemon could use.
-        if !matches!(event, Event::Beat | Event::BeatDue | Event::PingFailed) || worker.phase != before.0 {
+        if !event.leaves_nothing() || worker.phase != before.0 {
             self.changed.insert(id);
         }
         let gone = news.contains(&News::Gone);
         if gone {
-            self.timers.arm(Key::Phase(id), &mut worker.armed_deadline, None);
-            self.timers.arm(Key::Beat(id), &mut worker.armed_beat, None);
+            self.timers.disarm(worker);
         } else {
             worker.report(now, &mut self.effects);
-            self.timers.arm(Key::Phase(id), &mut worker.armed_deadline, worker.deadline);
-            let beat_due = worker.beat_due();
-            self.timers.arm(Key::Beat(id), &mut worker.armed_beat, beat_due);
+            self.timers.arm_all(worker);
         }
         let unanswered = match worker.lease {
             Some(Lease::Asked(call)) if gone => Some(call),
@@ -262,8 +306,9 @@ impl Engine {
             news.extend([News::UpSettled, News::DownSettled]);
         }
         self.spread(id, &news);
+        self.follow(id, now);
         if gone {
-            self.forget_if_empty(id.pool);
+            self.forget_if_empty(id.pool, now);
         }
     }
 
@@ -281,7 +326,10 @@ impl Engine {
     }
 
     /// Forgets a removed pool once its last place is given up.
-    pub(super) fn forget_if_empty(&mut self, id: PoolId) {
+    pub(super) fn forget_if_empty(&mut self, id: PoolId, now: Time) {
+        if self.pools.get(&id).is_some_and(|pool| pool.removed && pool.slots.is_empty()) {
+            self.forget_dispatch(id, now);
+        }
         if let Some(pool) = self.pools.get_mut(&id)
             && pool.removed
             && pool.slots.is_empty()
@@ -295,8 +343,13 @@ impl Engine {
 
     /// Lets begin who may, and says when all is over.
     fn settle(&mut self, now: Time) {
-        while let Some(id) = self.touched.pop_first() {
-            self.admit(id, now);
+        while !self.touched.is_empty() || !self.requests.calling.is_empty() {
+            while let Some(id) = self.touched.pop_first() {
+                self.admit(id, now);
+            }
+            if let Some(id) = self.requests.calling.pop_first() {
+                self.pump(id, now);
+            }
         }
         if self.busy == 0
             && let Some(shutdown) = &mut self.shutdown
@@ -341,6 +394,10 @@ impl Engine {
                 let up = targets.iter().filter(|&&id| self.find(id).is_some_and(is_up)).count();
                 done(up, count(targets.len()))
             }
+            &Ask::Gone(target, instead) => match self.find(target).map(|worker| worker.phase) {
+                Some(Phase::Stuck) => Answer::Destroyed(Instead::Stuck),
+                Some(_) | None => Answer::Destroyed(instead),
+            },
             Ask::Down(targets) => {
                 let is_down = |id| self.find(id).is_none_or(|worker| worker.phase == Phase::Stopped);
                 let down = targets.iter().filter(|&&id| is_down(id)).count();

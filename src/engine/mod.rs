@@ -11,7 +11,9 @@
 
 mod calls;
 mod claims;
+mod dispatch;
 mod heartbeat;
+mod idle;
 mod machine;
 mod orders;
 mod pool;
@@ -19,6 +21,7 @@ mod record;
 mod restart;
 mod shutdown;
 mod step;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -28,11 +31,20 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use dispatch::{
+    AVOIDED_MAX, AttemptId, BreakerRecord, BreakerState, CallSessionView, Conclusion, Delivery, Demand, DeskView,
+    DispatchView, Due, Quality, Reason, RequestEffect, RequestId, RequestInput, SessionId,
+};
+pub use idle::Usage;
 pub use machine::Engine;
 pub use record::{Fate, WorkerRecord};
 pub use step::{After, Phase, Verdict};
+pub use tasks::{
+    TaskDemand, TaskEffect, TaskEnd, TaskExit, TaskFate, TaskId, TaskInput, TaskRecord, TaskRefusal, TaskStage,
+    TaskTotals, TasksView,
+};
 
-use crate::spec::{Generation, PoolId, PoolPolicy, WorkerId};
+use crate::spec::{ClaimPolicy, Generation, PoolId, PoolPolicy, TaskExecutor, WorkerId};
 
 /// A point on the daemon's monotonic clock, in nanoseconds since an arbitrary start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -62,6 +74,17 @@ pub enum State {
     Stopped,
     /// Could not be emptied by the deadline; its place is not used again until it is.
     Stuck,
+}
+
+/// Whether a ready worker runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sleep {
+    /// It does.
+    Awake,
+    /// It is being frozen.
+    Freezing,
+    /// It stands still until somebody needs it.
+    Frozen,
 }
 
 /// How the kernel says a worker's main process ended.
@@ -96,6 +119,10 @@ pub enum Cause {
     Shutdown,
     /// Its holder gave it back, or is gone.
     Released,
+    /// It went on with a request whose answer was wanted no more, although it was told.
+    Deadline,
+    /// It was replaced as planned.
+    Recycled,
 }
 
 /// What an order is about.
@@ -133,8 +160,11 @@ pub enum Input {
     ScaleRequested(CallId, PoolId, u32),
     /// Give this caller a worker of its own. Answered if that cannot be; else [`Effect::Bind`] follows.
     ClaimRequested(CallId, PoolId, Supply),
-    /// Take a worker back from its holder. Answered when it is empty.
-    ReleaseRequested(CallId, WorkerId),
+    /// Take a worker back from its holder. Answered when it is empty, or warm again.
+    ReleaseRequested(CallId, WorkerId, Return),
+    /// Have a pool go on with these numbers instead of its policy's, until the policy says something else. Answered as a
+    /// `Scale` is.
+    TuneRequested(CallId, PoolId, Tuning),
     /// Have one more warm worker made. Answered when it is ready, or cannot be.
     WarmRequested(CallId, PoolId),
     /// From now on nothing is added to the pool or given up by itself, or again it is.
@@ -164,10 +194,22 @@ pub enum Input {
     StopAnnounced(WorkerId, Generation),
     /// `WATCHDOG=trigger`: the worker says that it is broken; treated as the last missed beat, where heartbeats are watched.
     BreakageAnnounced(WorkerId, Generation),
+    /// Somebody has had something to do with it: typed into its terminal, begun or ceased to look at it, started a program in it.
+    Used(WorkerId, Generation),
+    /// It was measured, as asked for.
+    Measured(WorkerId, Generation, Usage),
+    /// It stands still, as asked for.
+    Froze(WorkerId, Generation),
+    /// It does not stand still, and goes on.
+    FreezeFailed(WorkerId, Generation),
     /// The worker's processes have ended, with this status of the main process. Its cgroup may still hold something.
     Exited(WorkerId, Generation, Ended),
     /// Its cgroup is empty and removed, with everything else of that generation. Only now may the place be used again.
     Emptied(WorkerId, Generation),
+    /// Of requests.
+    Request(RequestInput),
+    /// Of tasks.
+    Task(TaskInput),
 }
 
 /// Where a claimed worker may come from.
@@ -179,6 +221,16 @@ pub enum Supply {
     WarmOrCold,
 }
 
+/// What becomes of a worker that is given back. Its generation is ended in any case: a program shares its user with its init,
+/// whose priority, limits and processors it may have changed, so no init serves two holders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// Its place goes too; the pool makes what it lacks.
+    Destroyed,
+    /// Its place is one of the pool's again, with a new generation in it, if the pool may have one more.
+    Reset,
+}
+
 /// Where a claimed worker came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -188,6 +240,23 @@ pub enum Origin {
     Cold,
 }
 
+/// What an operator has set of a pool with claims; what is `None` is as its policy says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// So many stay warm, and never fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<u32>,
+    /// Never more are warm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// How long warm workers beyond the size stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// Within what time what is missing is made up for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check_interval: Option<Duration>,
+}
+
 /// A pool as it is written down.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolRecord {
@@ -195,6 +264,10 @@ pub struct PoolRecord {
     pub wanted: u32,
     /// Whether nothing is added or given up by itself.
     pub paused: bool,
+    /// Its circuit breaker.
+    pub breaker: BreakerRecord,
+    /// What an operator has set.
+    pub tuning: Tuning,
 }
 
 /// Something that is to be written down, so that it outlives the daemon.
@@ -204,6 +277,10 @@ pub enum Change {
     Worker(WorkerId, Option<Box<WorkerRecord>>),
     /// A pool is like this now; `None` if it is forgotten.
     Pool(PoolId, Option<PoolRecord>),
+    /// A task is like this now; `None` if it is known no more.
+    Task(TaskId, Option<TaskRecord>),
+    /// So many tasks there were, and to what executor somebody has switched from what.
+    Tasks(TaskTotals, Option<(TaskExecutor, TaskExecutor)>),
 }
 
 /// Something to be done, in the imperative.
@@ -218,6 +295,12 @@ pub enum Effect {
     Kill(WorkerId, Generation),
     /// Ask for a sign of life; answered by `Beat`, by `PingFailed`, or not at all.
     Ping(WorkerId, Generation),
+    /// Measure what it has used; answered by `Measured`, or not at all.
+    Measure(WorkerId, Generation),
+    /// Let it stand still; answered by `Froze` or `FreezeFailed`.
+    Freeze(WorkerId, Generation),
+    /// Let it go on, before whatever else is to be done to it.
+    Thaw(WorkerId, Generation),
     /// This worker is for whoever made that call: bind and start what is to run in it. It is not warm any more, whatever comes
     /// of that. Exactly one for each claim that is not answered otherwise.
     Bind(WorkerId, Generation, CallId, Origin),
@@ -229,6 +312,10 @@ pub enum Effect {
     Forget(WorkerId),
     /// Answer a call. Exactly one for each `CallId`.
     Answer(CallId, Answer),
+    /// Of requests.
+    Request(RequestEffect),
+    /// Of tasks.
+    Task(TaskEffect),
     /// Shutdown is over: nothing runs any more (or it is `stuck`). Once.
     Finished,
 }
@@ -265,6 +352,24 @@ pub enum Answer {
     },
     /// The worker that was started for a claim did not come up.
     ClaimFailed(WorkerId),
+    /// It was to be reset, and is destroyed.
+    Destroyed(Instead),
+}
+
+/// Why a worker that was to be reset is destroyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instead {
+    /// The pool has as many as it may.
+    Full {
+        /// How many that is.
+        max: u32,
+    },
+    /// It was ending already, or had not begun.
+    Ending,
+    /// The pool is to go, or the daemon.
+    Leaving,
+    /// It could not be emptied.
+    Stuck,
 }
 
 /// What the engine knows of one worker, for listings.
@@ -286,11 +391,15 @@ pub struct WorkerView {
     pub restart_at: Option<Time>,
     /// Whether somebody has it to itself.
     pub leased: bool,
+    /// Whether it runs.
+    pub sleep: Sleep,
 }
 
 /// What the engine knows of the claims of a pool, for listings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClaimsView {
+    /// What is in force; `None` where nothing can be claimed.
+    pub policy: Option<ClaimPolicy>,
     /// Ready and nobody's.
     pub warm: u32,
     /// Somebody's.

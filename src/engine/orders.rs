@@ -39,11 +39,24 @@ impl Engine {
         if pool.removed {
             return;
         }
-        let heartbeat = pool.policy.heartbeat;
+        if policy.dispatch.is_none() && pool.policy.dispatch.is_some() {
+            self.end_dispatch(id, now);
+        }
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        let (heartbeat, dispatch, freeze_after) =
+            (pool.policy.heartbeat, pool.policy.dispatch, pool.policy.freeze_after);
         pool.redefine(policy);
         pool.count_again();
+        let dispatches_as_before = pool.policy.dispatch == dispatch;
+        let idles_differ = pool.policy.freeze_after != freeze_after;
         if pool.policy.heartbeat != heartbeat {
             self.renew_monitors(id, now);
+        }
+        if idles_differ {
+            self.renew_idles(id, now);
+        }
+        if !dispatches_as_before {
+            self.redispatch(id, now);
         }
         self.fit_to_size(id, now);
     }
@@ -62,9 +75,12 @@ impl Engine {
         }
         self.changed_pools.insert(id);
         let mut pool = Pool::new(policy);
+        pool.tune(was.tuning);
         pool.want(was.wanted);
         pool.claims.paused = was.paused;
+        pool.restore_breaker(was.breaker, now);
         self.pools.insert(id, pool);
+        self.watch_pool_breaker(id);
         for (slot, record, fate) in workers {
             self.restore_worker(WorkerId { pool: id, slot }, &record, fate, now);
         }
@@ -89,9 +105,7 @@ impl Engine {
         };
         worker.settle_fate(record, fate, &mut context);
         worker.report(now, &mut self.effects);
-        self.timers.arm(Key::Phase(id), &mut worker.armed_deadline, worker.deadline);
-        let beat_due = worker.beat_due();
-        self.timers.arm(Key::Beat(id), &mut worker.armed_beat, beat_due);
+        self.timers.arm_all(&mut worker);
         if worker.phase == Phase::Queued {
             worker.turn = pool.enqueue(id.slot);
         }
@@ -102,6 +116,7 @@ impl Engine {
         pool.account(id.slot, Account::NONE, account);
         self.changed.insert(id);
         self.touched.insert(id.pool);
+        self.occupy(id, now);
     }
 
     fn renew_monitors(&mut self, id: PoolId, now: Time) {
@@ -109,8 +124,15 @@ impl Engine {
         for worker in pool.slots.values_mut() {
             worker.renew_monitor(&pool.policy, now);
             worker.report(now, &mut self.effects);
-            let beat_due = worker.beat_due();
-            self.timers.arm(Key::Beat(worker.id), &mut worker.armed_beat, beat_due);
+            self.timers.arm_all(worker);
+        }
+    }
+
+    fn renew_idles(&mut self, id: PoolId, now: Time) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        for worker in pool.slots.values_mut() {
+            self.effects.extend(worker.renew_idle(&pool.policy, now));
+            self.timers.arm_all(worker);
         }
     }
 
@@ -118,6 +140,7 @@ impl Engine {
     pub(super) fn fit_to_size(&mut self, id: PoolId, now: Time) {
         self.touched.insert(id);
         let Some(pool) = self.pools.get_mut(&id) else { return };
+        pool.keep_surge_in_size();
         let (missing, surplus) = if pool.policy.claims.is_some() { pool.unfit_of_claims() } else { pool.unfit() };
         for slot in missing {
             let worker = WorkerId { pool: id, slot };
@@ -150,7 +173,7 @@ impl Engine {
         for slot in slots {
             self.apply(WorkerId { pool: id, slot }, Event::Stop(After::Gone, Cause::Requested), now);
         }
-        self.forget_if_empty(id);
+        self.forget_if_empty(id, now);
     }
 
     /// The workers that an order is about; `None` if there is no such pool or worker.
@@ -299,6 +322,8 @@ impl Engine {
         } else {
             self.shutdown = Some(Shutdown::new(deadline));
             self.refuse_open_calls();
+            self.dismiss_all(now);
+            self.end_tasks(now);
             for worker in self.resolve(Target::All, Leaving::Included).unwrap_or_default() {
                 self.apply(worker, Event::Stop(After::Down, Cause::Shutdown), now);
             }
@@ -313,7 +338,7 @@ impl Engine {
     fn refuse_open_calls(&mut self) {
         let waiting_for_up = |ask: &Ask| match ask {
             Ask::Up(_) | Ask::Size(..) => true,
-            Ask::Down(_) => false,
+            Ask::Down(_) | Ask::Gone(..) => false,
         };
         let refused: Vec<CallId> = self.calls.iter().filter(|(_, ask)| waiting_for_up(ask)).map(|(id, _)| id).collect();
         for id in refused {
@@ -357,7 +382,7 @@ impl Engine {
         self.find(id).is_some_and(Worker::is_busy)
     }
 
-    fn start_bound(&self, targets: &[WorkerId]) -> Duration {
+    pub(super) fn start_bound(&self, targets: &[WorkerId]) -> Duration {
         self.bound(targets, |pool| pool.start_bound(targets.len()))
     }
 

@@ -8,10 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::Time;
 use super::claims::Claims;
+use super::dispatch::{BreakerRecord, Dispatcher};
 use super::worker::Worker;
-use crate::spec::{PoolPolicy, Size};
+use super::{Time, Tuning};
+use crate::spec::{ClaimPolicy, PoolPolicy, Size};
+
+/// No pool has more, whatever a record says.
+const WORKERS_MAX: u32 = 10_000;
 
 /// Who may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +31,11 @@ pub(super) enum Admission {
 /// A pool and all its places.
 #[derive(Debug)]
 pub(super) struct Pool {
+    /// What is in force.
     pub(super) policy: PoolPolicy,
+    /// What the configuration says, where `tuning` says something else.
+    configured: (Size, Option<ClaimPolicy>),
+    pub(super) tuning: Tuning,
     /// How many places it is to have; within min..=max of the policy.
     pub(super) wanted: u32,
     /// Its workers are being stopped, then it is forgotten.
@@ -44,6 +52,10 @@ pub(super) struct Pool {
     pub(super) armed: Option<Time>,
     /// Who has a worker of it to itself.
     pub(super) claims: Claims,
+    /// Its requests, where it dispatches any.
+    pub(super) dispatcher: Dispatcher,
+    /// Its circuit breaker as it is written down.
+    pub(super) breaker: BreakerRecord,
 }
 
 /// The nearest size that the policy allows.
@@ -57,11 +69,27 @@ impl Pool {
         self.wanted = fit(wanted, self.policy.size);
     }
 
+    /// Takes over how its circuit breaker was, whose time is never longer than the policy has it.
+    pub(super) fn restore_breaker(&mut self, record: BreakerRecord, now: Time) {
+        if let Some(policy) = self.policy.dispatch {
+            self.breaker = record.within(policy.pool_breaker, now);
+            self.dispatcher.restore_breaker(self.breaker);
+        }
+    }
+
+    /// A further worker that replaces others is one of the pool's own where the pool has become that large. If it was leaving
+    /// already, it is replaced as those are, and before them.
+    pub(super) fn keep_surge_in_size(&mut self) {
+        self.dispatcher.keep_surge_below(self.wanted);
+    }
+
     /// A pool with its smallest size and no places yet.
     pub(super) fn new(policy: PoolPolicy) -> Self {
         let wanted = fit(0, policy.size);
         Self {
+            configured: (policy.size, policy.claims),
             policy,
+            tuning: Tuning::default(),
             wanted,
             removed: false,
             slots: BTreeMap::new(),
@@ -72,6 +100,8 @@ impl Pool {
             batch_latest: None,
             armed: None,
             claims: Claims::default(),
+            dispatcher: Dispatcher::default(),
+            breaker: BreakerRecord::default(),
         }
     }
 
@@ -80,8 +110,28 @@ impl Pool {
         if self.policy.startup != policy.startup {
             self.batch = 0;
         }
-        self.wanted = fit(self.wanted, policy.size);
+        // What an operator has set holds as long as the configuration says what it said then.
+        if self.configured != (policy.size, policy.claims) {
+            self.configured = (policy.size, policy.claims);
+            self.tuning = Tuning::default();
+        }
         self.policy = policy;
+        self.tune(self.tuning);
+    }
+
+    /// Has these numbers in force in the place of the configuration's; a size that they still allow stays.
+    pub(super) fn tune(&mut self, tuning: Tuning) {
+        self.tuning = tuning;
+        let (size, claims) = self.configured;
+        (self.policy.size, self.policy.claims) = (size, claims);
+        if let Some(claims) = &mut self.policy.claims {
+            let max = tuning.max.unwrap_or(size.max).clamp(1, WORKERS_MAX);
+            self.policy.size = Size { min: tuning.min.unwrap_or(size.min).min(max), max };
+            claims.idle_timeout = tuning.idle_timeout.unwrap_or(claims.idle_timeout);
+            claims.check_interval = tuning.check_interval.unwrap_or(claims.check_interval);
+        }
+        self.wanted = fit(self.wanted, self.policy.size);
+        self.claims.extra = self.claims.extra.min(self.policy.size.max - self.wanted);
     }
 
     /// Puts a place at the end of the queue and returns its turn.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::claims::Lease;
+use super::dispatch::BreakerRecord;
 use super::restart::{History, RESTARTS_REMEMBERED_MAX};
 use super::step::{After, Phase, Verdict};
 use super::worker::{Context, EXTENSION_MAX, Worker};
@@ -62,6 +63,9 @@ pub struct WorkerRecord {
     /// When its latest restarts were decided, within the window of the crash barrier.
     #[serde(default)]
     pub recent: Vec<Time>,
+    /// Its circuit breaker.
+    #[serde(default, skip_serializing_if = "BreakerRecord::is_blank")]
+    pub breaker: BreakerRecord,
 }
 
 impl WorkerRecord {
@@ -96,8 +100,8 @@ impl WorkerRecord {
     /// The record of a worker that was found in `phase`, of which nothing else is known than what an `older` record says.
     #[must_use]
     pub fn assumed(generation: u64, phase: Phase, older: Option<Self>, now: Time) -> Self {
-        let (restarts, in_row, recent) =
-            older.map_or((0, 0, Vec::new()), |older| (older.restarts, older.in_row, older.recent));
+        let (restarts, in_row, recent, breaker) =
+            older.map_or_else(Default::default, |older| (older.restarts, older.in_row, older.recent, older.breaker));
         Self {
             generation: Some(generation),
             phase,
@@ -113,6 +117,7 @@ impl WorkerRecord {
             in_row,
             leased: false,
             recent,
+            breaker,
         }
     }
 }
@@ -149,6 +154,7 @@ impl Worker {
             in_row,
             leased: self.lease == Some(Lease::Held),
             recent,
+            breaker: self.breaker,
         }
     }
 
@@ -183,6 +189,7 @@ impl Worker {
         worker.lease = (record.leased && record.had_processes()).then_some(Lease::Held);
         let recent = record.recent.iter().rev().take(RESTARTS_REMEMBERED_MAX).rev().map(|&then| then.min(now));
         worker.history = History::of(record.in_row, recent.collect());
+        worker.breaker = record.breaker;
         worker
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Ended, Time};
+use super::{Cause, Ended, Time, Usage};
 
 /// Where a worker is, finer than [`super::State`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,13 @@ pub(super) enum Event {
     Overdue,
     /// The heartbeat's deadline has come.
     BeatDue,
+    /// It is to be measured by now.
+    MeasureDue,
+    /// See [`super::Input`] for this and the next three.
+    Used,
+    Measured(Usage),
+    Froze,
+    FreezeFailed,
     /// It is to be up.
     Start,
     /// It is to end gracefully.
@@ -82,6 +89,38 @@ pub(super) enum Event {
     Signal(i32),
     /// Its restarts are forgiven.
     Reset,
+}
+
+impl Event {
+    /// Whether nothing comes of it, in the same phase, that another daemon could use.
+    pub(super) const fn leaves_nothing(self) -> bool {
+        match self {
+            Self::Beat
+            | Self::BeatDue
+            | Self::PingFailed
+            | Self::MeasureDue
+            | Self::Used
+            | Self::Measured(_)
+            | Self::Froze
+            | Self::FreezeFailed => true,
+            Self::Admitted
+            | Self::Spawned
+            | Self::SpawnFailed
+            | Self::BecameReady
+            | Self::TimeoutExtended(_)
+            | Self::BeatIntervalSet(_)
+            | Self::StopAnnounced
+            | Self::BreakageAnnounced
+            | Self::Exited(_)
+            | Self::Emptied
+            | Self::Overdue
+            | Self::Start
+            | Self::Stop(..)
+            | Self::Kill(_)
+            | Self::Signal(_)
+            | Self::Reset => false,
+        }
+    }
 }
 
 /// What is to be done about it.
@@ -103,6 +142,14 @@ pub(super) enum Action {
     Break,
     /// Look for misses, ping.
     Look,
+    /// Ask what it has used.
+    Measure,
+    /// Freeze it, if it has been idle for long enough.
+    Weigh(Usage),
+    /// It stands still.
+    BeFrozen,
+    /// It goes on if it was frozen, and has its time anew.
+    Wake,
     /// Move the phase's deadline.
     Extend(Duration),
     /// Change how often it beats.
@@ -175,6 +222,13 @@ pub(super) const fn step(phase: Phase, event: Event) -> Action {
         (Running, E::BeatDue) => A::Look,
         (Stopped | Crashed | Queued | Spawning | Aborting | Starting | Stopping | Killing | Emptying | Waiting | Stuck,
             E::Beat | E::PingFailed | E::BreakageAnnounced | E::BeatDue) => A::Ignore,
+
+        (Running, E::MeasureDue) => A::Measure,
+        (Running, E::Measured(usage)) => A::Weigh(usage),
+        (Running, E::Froze) => A::BeFrozen,
+        (Running, E::FreezeFailed | E::Used) => A::Wake,
+        (Stopped | Crashed | Queued | Spawning | Aborting | Starting | Stopping | Killing | Emptying | Waiting | Stuck,
+            E::MeasureDue | E::Measured(_) | E::Froze | E::FreezeFailed | E::Used) => A::Ignore,
 
         (Spawning | Starting | Stopping, E::TimeoutExtended(duration)) => A::Extend(duration),
         (Stopped | Crashed | Queued | Aborting | Running | Killing | Emptying | Waiting | Stuck, E::TimeoutExtended(_)) => A::Ignore,
@@ -270,6 +324,11 @@ mod tests {
         Emptied     -      -      -     Conclude   Conclude    Conclude  Conclude  Conclude  Conclude Conclude -       Conclude
         Overdue     -      -      -     Kill       KillAsMeant Kill      -         KillAsMeant Stick  Stick    Enqueue -
         BeatDue     -      -      -     -          -           -         Look      -         -        -        -       -
+        MeasureDue  -      -      -     -          -           -         Measure   -         -        -        -       -
+        Used        -      -      -     -          -           -         Wake      -         -        -        -       -
+        Measured    -      -      -     -          -           -         Weigh     -         -        -        -       -
+        Froze       -      -      -     -          -           -         BeFrozen  -         -        -        -       -
+        FreezeFailed -     -      -     -          -           -         Wake      -         -        -        -       -
         Start       Renew  Renew  -     -          Revive      -         -         Revive    Revive   Revive   Enqueue Revive
         Stop        Rest   Rest   Rest  Abort      Turn        Terminate Terminate Terminate Turn     Turn     Rest    Turn
         Kill        -      -      -     Abort      Kill        Kill      Kill      Kill      -        -        -       KillAgain
@@ -292,6 +351,11 @@ mod tests {
             "Emptied" => Event::Emptied,
             "Overdue" => Event::Overdue,
             "BeatDue" => Event::BeatDue,
+            "MeasureDue" => Event::MeasureDue,
+            "Used" => Event::Used,
+            "Measured" => Event::Measured(Usage { cpu_usec: 0, in_use: false }),
+            "Froze" => Event::Froze,
+            "FreezeFailed" => Event::FreezeFailed,
             "Start" => Event::Start,
             "Stop" => Event::Stop(After::Down, Cause::Requested),
             "Kill" => Event::Kill(Cause::Requested),
@@ -316,7 +380,7 @@ mod tests {
             }
             assert_eq!(cells.next(), None, "{name}");
         }
-        assert_eq!(pairs, 12 * 19);
+        assert_eq!(pairs, 12 * 24);
     }
 
     #[test]

@@ -36,7 +36,9 @@ fn policy(min: u32, max: u32) -> PoolPolicy {
         },
         heartbeat: None,
         stop: Stop { signal: TERM, grace: Duration::from_secs(10), kill_timeout: Duration::from_secs(5) },
+        freeze_after: None,
         claims: None,
+        dispatch: None,
     }
 }
 

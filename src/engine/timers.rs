@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::dispatch::{RequestId, SessionId};
+use super::worker::Worker;
 use super::{CallId, Time};
 use crate::spec::{PoolId, WorkerId};
 
@@ -16,6 +18,8 @@ pub(super) enum Key {
     Phase(WorkerId),
     /// A worker's next ping, or the next miss.
     Beat(WorkerId),
+    /// When a worker is to be measured.
+    Measure(WorkerId),
     /// A pool's next start-up batch.
     Batch(PoolId),
     /// The end of the patience with warm workers that nobody wants.
@@ -24,6 +28,20 @@ pub(super) enum Key {
     Shutdown,
     /// The end of a call's patience.
     Call(CallId),
+    /// A request's deadline, or the end of its pause.
+    Request(RequestId),
+    /// The end of the patience with a worker that goes on with what nobody wants.
+    Overdue(WorkerId),
+    /// The end of an open breaker's time, of a worker and of a pool.
+    Breaker(WorkerId),
+    PoolBreaker(PoolId),
+    /// The end of the time in which a worker that has crashed is chosen last.
+    Taint(WorkerId),
+    /// A worker's planned replacement by age, and the next look at its memory.
+    Age(WorkerId),
+    Memory(WorkerId),
+    /// The end of a session of requests.
+    Session(SessionId),
 }
 
 /// All armed deadlines.
@@ -45,6 +63,23 @@ impl Timers {
             self.armed.insert((new, key));
         }
         *armed = wanted;
+    }
+
+    /// Moves all deadlines of a worker to where it is now.
+    pub(super) fn arm_all(&mut self, worker: &mut Worker) {
+        let id = worker.id;
+        let (beat_due, measure_due) = (worker.beat_due(), worker.idle.due);
+        self.arm(Key::Phase(id), &mut worker.armed_deadline, worker.deadline);
+        self.arm(Key::Beat(id), &mut worker.armed_beat, beat_due);
+        self.arm(Key::Measure(id), &mut worker.armed_measure, measure_due);
+    }
+
+    /// Disarms all deadlines of a worker.
+    pub(super) fn disarm(&mut self, worker: &mut Worker) {
+        let id = worker.id;
+        self.arm(Key::Phase(id), &mut worker.armed_deadline, None);
+        self.arm(Key::Beat(id), &mut worker.armed_beat, None);
+        self.arm(Key::Measure(id), &mut worker.armed_measure, None);
     }
 
     /// The earliest deadline.

@@ -7,10 +7,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::claims::Lease;
+use super::dispatch::BreakerRecord;
 use super::heartbeat::Monitor;
+use super::idle::Idle;
 use super::restart::{Decision, History, Random};
 use super::step::{Action, After, Event, Phase, Verdict, step};
-use super::{Cause, Effect, Ended, State, Time, WorkerView};
+use super::{Cause, Effect, Ended, Sleep, State, Time, WorkerView};
 use crate::spec::{Generation, PoolPolicy, WorkerId};
 
 /// However often a worker asks for more time, its start or stop takes no longer than this.
@@ -64,6 +66,7 @@ pub(super) struct Worker {
     monitor: Option<Monitor>,
     pub(super) own_interval: Option<Duration>,
     missed: u32,
+    pub(super) idle: Idle,
     pub(super) restarts: u64,
     pub(super) history: History,
     reported: Option<State>,
@@ -73,6 +76,9 @@ pub(super) struct Worker {
     /// What the timers are armed for.
     pub(super) armed_deadline: Option<Time>,
     pub(super) armed_beat: Option<Time>,
+    /// Its circuit breaker as it is written down.
+    pub(super) breaker: BreakerRecord,
+    pub(super) armed_measure: Option<Time>,
 }
 
 impl Worker {
@@ -95,6 +101,7 @@ impl Worker {
             monitor: None,
             own_interval: None,
             missed: 0,
+            idle: Idle::new(now),
             restarts: 0,
             history: History::new(),
             reported: None,
@@ -102,6 +109,8 @@ impl Worker {
             turn: 0,
             armed_deadline: None,
             armed_beat: None,
+            breaker: BreakerRecord::BLANK,
+            armed_measure: None,
         }
     }
 
@@ -153,7 +162,13 @@ impl Worker {
             missed: self.missed,
             restart_at,
             leased: self.lease.is_some(),
+            sleep: self.idle.sleep,
         }
+    }
+
+    /// Whether beats are missing.
+    pub(super) const fn is_unwell(&self) -> bool {
+        self.missed > 0
     }
 
     /// When the heartbeat is to be looked at.
@@ -208,10 +223,25 @@ impl Worker {
 
     /// The pool's heartbeat is another one by now: it begins anew, as at readiness.
     pub(super) fn renew_monitor(&mut self, policy: &PoolPolicy, now: Time) {
-        if self.phase == Phase::Running {
+        if self.phase == Phase::Running && self.idle.sleep == Sleep::Awake {
             self.missed = 0;
             self.monitor = policy.heartbeat.map(|heartbeat| Monitor::new(heartbeat, self.own_interval, now));
         }
+    }
+
+    /// Whether it is ready.
+    pub(super) fn is_ready(&self) -> bool {
+        self.phase == Phase::Running
+    }
+
+    /// Whether beats of it are missing.
+    pub(super) const fn misses_beats(&self) -> bool {
+        self.missed > 0
+    }
+
+    /// Nothing is expected of it.
+    pub(super) fn watch_no_more(&mut self) {
+        self.monitor = None;
     }
 
     /// It was ready under another daemon: what it has beaten meanwhile is not known, so its heartbeat begins anew.
@@ -219,6 +249,7 @@ impl Worker {
         self.deadline = None;
         self.ready_at = self.ready_at.or(Some(cx.now));
         self.renew_monitor(cx.policy, cx.now);
+        self.idle.begin(cx.policy.freeze_after, cx.now);
     }
 
     /// What `event` does to it.
@@ -232,6 +263,10 @@ impl Worker {
             Action::Miss => self.ping_failed(cx),
             Action::Break => self.broke(cx),
             Action::Look => self.look(cx),
+            Action::Measure => self.measure(cx),
+            Action::Weigh(usage) => self.weigh(usage, cx),
+            Action::BeFrozen => self.froze(),
+            Action::Wake => self.wake(cx),
             Action::Extend(duration) => self.extend(duration, cx),
             Action::SetInterval(interval) => self.set_interval(interval, cx),
             Action::WindDown => self.wind_down(cx),
@@ -243,7 +278,12 @@ impl Worker {
             Action::Kill(cause) => self.kill(Some(cause), cx),
             Action::KillAsMeant => self.kill(None, cx),
             Action::KillAgain => self.emit(cx, Effect::Kill),
-            Action::Signal(signal) => self.emit(cx, |worker, generation| Effect::Signal(worker, generation, signal)),
+            Action::Signal(signal) => {
+                if self.is_ready() {
+                    self.wake(cx);
+                }
+                self.emit(cx, |worker, generation| Effect::Signal(worker, generation, signal));
+            }
             Action::End(ended) => self.end(ended, cx),
             Action::EndLate(ended) => self.certify(Cause::Itself(ended), Some(ended), cx),
             Action::Fail => {
@@ -318,6 +358,7 @@ impl Worker {
         self.deadline = None;
         self.ready_at = Some(cx.now);
         self.monitor = cx.policy.heartbeat.map(|heartbeat| Monitor::new(heartbeat, self.own_interval, cx.now));
+        self.idle.begin(cx.policy.freeze_after, cx.now);
         cx.news.push(News::UpSettled);
     }
 
@@ -372,7 +413,8 @@ impl Worker {
     }
 
     /// Without a cause of ours: it is its own end, and the restart policy judges it.
-    fn wind_down(&mut self, cx: &Context<'_>) {
+    fn wind_down(&mut self, cx: &mut Context<'_>) {
+        self.wake_to_end(cx);
         self.phase = Phase::Stopping;
         self.monitor = None;
         self.began = cx.now;
@@ -417,6 +459,7 @@ impl Worker {
     }
 
     pub(super) fn kill(&mut self, cause: Option<Cause>, cx: &mut Context<'_>) {
+        self.wake_to_end(cx);
         self.cause = self.cause.or(self.meant).or(cause);
         self.phase = Phase::Killing;
         self.in_flight = false;
@@ -440,6 +483,7 @@ impl Worker {
         }
         self.certified = true;
         self.in_flight = false;
+        self.wake_to_end(cx);
         self.monitor = None;
         let cause = self.cause.unwrap_or(otherwise);
         self.emit(cx, |worker, generation| Effect::Certify(worker, generation, cause));

@@ -78,6 +78,8 @@ pub struct Adopted {
     pub notify: OwnedFd,
     /// The master end of the main program's terminal, or `/dev/null`.
     pub terminal: OwnedFd,
+    /// The start image of a program that a claim has started.
+    pub claim: Option<OwnedFd>,
     /// The exit ledger that it writes to.
     pub ledger: OwnedFd,
     passed: u64,
@@ -145,6 +147,7 @@ impl Adopted {
             channel: keep(kept::CHANNEL)?,
             notify: keep(kept::NOTIFY)?,
             terminal: keep(kept::TERMINAL)?,
+            claim: Some(keep(kept::CLAIM)?).filter(|image| fcntl_get_seals(image).is_ok()),
             ledger: keep(kept::LEDGER)?,
             passed: header.passed,
             pidfd,

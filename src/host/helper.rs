@@ -71,19 +71,19 @@ impl Helper {
         Self::spawn(command)
     }
 
-    /// Runs this program with one argument, an empty environment and one end of a new socket of packets as its standard
+    /// Runs this program with `arguments`, an empty environment and one end of a new socket of packets as its standard
     /// input; gives the other end, which does not block.
     ///
     /// # Errors
     /// When it cannot be executed.
-    pub fn run_self(verb: &str) -> io::Result<(Self, OwnedFd)> {
+    pub fn run_self(arguments: &[&str]) -> io::Result<(Self, OwnedFd)> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::fs::fcntl_setfl(&ours, rustix::fs::OFlags::NONBLOCK)?;
         let (stdout, _nobody) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let (stderr, their_stderr) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let mut child = std::process::Command::new("/proc/self/exe")
-            .arg(verb)
+            .args(arguments)
             .env_clear()
             .current_dir("/")
             .stdin(theirs)

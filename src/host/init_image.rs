@@ -3,9 +3,9 @@
 //! Nothing of ours that runs inside a worker is executed from a file of the host, so nothing inside can reach the host's
 //! binary through `/proc/self/exe` (HARDENING A1).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
@@ -43,6 +43,8 @@ pub enum ImageError {
     },
 }
 
+/// Written and sealed in one go: the kernel seals against writing once every processor has let go of the pages, and it waits for
+/// the others. What one of those wrote a while ago was seen to take it half a second.
 fn sealed(what: &'static str, bytes: &[u8], flags: MemfdFlags) -> Result<OwnedFd, ImageError> {
     let step = |source: rustix::io::Errno| ImageError::Memfd { what, source: source.into() };
     let flags = flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -105,7 +107,11 @@ pub enum Begins {
     /// Starts the program on a terminal of its own, of this size.
     Terminal(Window),
     /// Waits until it is told what to start.
-    Parked,
+    Parked {
+        /// Whether it waits under its filter, which must leave it all calls that an init makes. Putting a program under a filter
+        /// costs more than all its other preparations, and is then done before anybody asks for it.
+        filtered: bool,
+    },
 }
 
 /// The size of a terminal, in cells.
@@ -122,14 +128,15 @@ impl Begins {
         match self {
             Self::Program => 0,
             Self::Terminal(_) => flag::TERMINAL,
-            Self::Parked => flag::PARKED,
+            Self::Parked { filtered: false } => flag::PARKED,
+            Self::Parked { filtered: true } => flag::PARKED | flag::FILTERED,
         }
     }
 
     const fn window(self) -> u64 {
         match self {
             Self::Terminal(Window { rows, columns }) => (rows as u64) << 32 | columns as u64,
-            Self::Program | Self::Parked => 0,
+            Self::Program | Self::Parked { .. } => 0,
         }
     }
 }
@@ -147,6 +154,40 @@ const PATH_ENTRIES_MAX: usize = 64;
 pub fn start_image(start: &Start<'_>) -> Result<OwnedFd, ImageError> {
     let bytes = lay_out(start)?;
     sealed("the start image", &bytes, MemfdFlags::NOEXEC_SEAL)
+}
+
+/// The environment in a start image that [`start_image`] has made, as `NAME=value`.
+///
+/// # Errors
+/// [`ImageError::Memfd`], with `InvalidData` where it is none.
+pub fn environment_of(image: BorrowedFd<'_>) -> Result<Vec<String>, ImageError> {
+    let failed = |source: io::Error| ImageError::Memfd { what: "a program that runs", source };
+    let mut bytes = vec![0; IMAGE_BYTES_MAX];
+    let length = rustix::io::retry_on_intr(|| rustix::io::pread(image, bytes.as_mut_slice(), 0));
+    bytes.truncate(length.map_err(|errno| failed(errno.into()))?);
+    strings_of(&bytes).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+}
+
+/// The strings of an image's environment; `None` where its offsets lead nowhere.
+fn strings_of(bytes: &[u8]) -> Option<Vec<String>> {
+    let word = |at: u64| {
+        let at = usize::try_from(at).ok()?;
+        Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+    };
+    if word(0)? != MAGIC {
+        return None;
+    }
+    let mut strings = Vec::new();
+    let mut slot = word(std::mem::offset_of!(Header, envp) as u64)?;
+    loop {
+        let at = word(slot)?;
+        if at == 0 {
+            return Some(strings);
+        }
+        let text = CStr::from_bytes_until_nul(bytes.get(usize::try_from(at).ok()?..)?).ok()?;
+        strings.push(text.to_str().ok()?.to_owned());
+        slot = slot.checked_add(8)?;
+    }
 }
 
 fn lay_out(start: &Start<'_>) -> Result<Vec<u8>, ImageError> {
@@ -291,6 +332,26 @@ mod tests {
         );
         let argv_at = usize::try_from(word(24)).unwrap();
         assert_eq!((text(word(argv_at)), text(word(argv_at + 8))), ("sleep".into(), "5".into()));
+        assert_eq!(strings_of(&bytes).unwrap(), env);
+        // None that was cut or changed leads astray.
+        for length in 0..bytes.len() {
+            assert_ne!(strings_of(&bytes[..length]), Some(Vec::new()), "{length}");
+        }
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0xff;
+            strings_of(&changed);
+        }
+    }
+
+    #[test]
+    fn the_environment_is_read_back_from_what_was_sealed() {
+        use std::os::fd::AsFd as _;
+        let (argv, env) = (["x".to_owned()], ["A=b c".to_owned(), "EMPTY=".to_owned(), "Ü=ü".to_owned()]);
+        let image = start_image(&Start { argv: &argv, env: &env, cwd: "/", ..Start::default() }).unwrap();
+        assert_eq!(environment_of(image.as_fd()).unwrap(), env);
+        let other = std::fs::File::open("/dev/null").unwrap();
+        assert!(environment_of(other.as_fd()).is_err());
     }
 
     #[test]

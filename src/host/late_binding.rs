@@ -1,25 +1,30 @@
 //! What a claim brings into a worker: directories that appear inside as its own, secrets in a tmpfs that only it can read.
 //!
 //! Directories are opened without following a link, so that the path that was allowed is the path that is mounted, and
-//! what is done afterwards is done to the descriptor. Makes detached trees; `sys::late_mount` moves them into the worker.
+//! what is done afterwards is done to the descriptor. Nothing here waits for a file system: a network's that hangs would hold
+//! up everybody. Makes detached trees; `sys::late_mount` moves them into the worker.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fchown, fstat, openat, openat2};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, fchmod, fchown, openat, openat2, statx,
+};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
     open_tree,
 };
 
 use super::identity::{HostUser, IdentityError, owner_namespace};
+use super::init_orders::order;
+use crate::protocol::init::{MAIN, Order, START};
 use crate::sys::late_mount::{LateMountError, mount_into};
 use crate::sys::mount::{ATTR_IDMAP, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, MountAttr, PRIVATE, mount_setattr};
-use crate::sys::spawn::Stack;
 
-pub use crate::sys::late_mount::LateMount;
+pub use crate::sys::late_mount::{Home, LateMount};
 
 /// Where secrets appear inside.
 pub const SECRETS_TARGET: &str = "/run/secrets";
@@ -42,6 +47,14 @@ pub enum BindingError {
     /// It is reached by a link, which could lead elsewhere a moment later.
     #[error("{path} leads through a symbolic link: name the directory that it leads to")]
     Link {
+        /// Which.
+        path: String,
+    },
+    /// Its file system would have to be asked for it, and might not answer.
+    #[error(
+        "{path} is not at hand: its file system would have to be asked for it, which is not waited for; keep it open while you claim, or try again"
+    )]
+    NotAtHand {
         /// Which.
         path: String,
     },
@@ -73,6 +86,37 @@ pub enum BindingError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The word to its init.
+    #[error("tell its init what to start")]
+    Start {
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// A user namespace that gives what belongs to one host user to another; making one takes longer than all else that a
+/// claim needs, so it is best made before.
+#[derive(Debug)]
+pub struct OwnerMap {
+    from: HostUser,
+    to: HostUser,
+    namespace: OwnedFd,
+}
+
+impl OwnerMap {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// [`IdentityError::UserNamespace`].
+    pub fn make(from: HostUser, to: HostUser) -> Result<Self, IdentityError> {
+        Ok(Self { from, to, namespace: owner_namespace(from, to)? })
+    }
+
+    /// Whether it maps these.
+    #[must_use]
+    pub fn is_of(&self, from: HostUser, to: HostUser) -> bool {
+        (self.from, self.to) == (from, to)
+    }
 }
 
 /// A directory of the host that is to appear inside a worker.
@@ -85,25 +129,26 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Opens the directory at an absolute path that leads through no link.
+    /// Opens the directory at an absolute path that leads through no link. Never waits for its file system: what is not in
+    /// the kernel's memory, as it is while somebody has it open, is not there.
     ///
     /// # Errors
     /// [`BindingError`].
     pub fn open(path: &Path) -> Result<Self, BindingError> {
         let shown = || path.display().to_string();
-        let step = |operation| move |source: rustix::io::Errno| (operation, io::Error::from(source));
-        let failed = |(operation, source)| BindingError::Directory { operation, path: shown(), source };
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let resolving = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let fd = match openat2(CWD, path, flags, Mode::empty(), resolving) {
-            Err(rustix::io::Errno::LOOP) => return Err(BindingError::Link { path: shown() }),
-            opened => opened.map_err(step("open")).map_err(failed)?,
+        let failed = |operation| {
+            move |source: Errno| BindingError::Directory { operation, path: shown(), source: source.into() }
         };
-        let stat = fstat(&fd).map_err(step("look at")).map_err(failed)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        let fd = match at_hand(path, ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS) {
+            Err(Errno::LOOP) => return Err(BindingError::Link { path: shown() }),
+            Err(Errno::AGAIN) => return Err(BindingError::NotAtHand { path: shown() }),
+            opened => opened.map_err(failed("open"))?,
+        };
+        let found = look(&fd).map_err(failed("look at"))?;
+        if FileType::from_raw_mode(found.stx_mode.into()) != FileType::Directory {
             return Err(BindingError::NoDirectory { path: shown() });
         }
-        let owner = HostUser { uid: stat.st_uid, gid: stat.st_gid };
+        let owner = HostUser { uid: found.stx_uid, gid: found.stx_gid };
         Ok(Self { fd, path: path.to_owned(), owner })
     }
 
@@ -114,11 +159,11 @@ impl Directory {
     }
 
     /// A detached mount of it in which what belongs to its owner belongs to `worker`, and what `worker` makes belongs to its
-    /// owner on the disk.
+    /// owner on the disk. `made` is used if it is a map of these two.
     ///
     /// # Errors
     /// EINVAL where its file system cannot be id-mapped.
-    pub fn tree(&self, worker: HostUser, writable: bool) -> Result<OwnedFd, BindingError> {
+    pub fn tree(&self, worker: HostUser, writable: bool, made: Option<&OwnerMap>) -> Result<OwnedFd, BindingError> {
         let path = || self.path.display().to_string();
         let failed = |operation| move |source: io::Error| BindingError::Directory { operation, path: path(), source };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -126,11 +171,12 @@ impl Directory {
         let read_only = if writable { 0 } else { ATTR_RDONLY };
         let mut attr =
             MountAttr { set: ATTR_NOSUID | ATTR_NODEV | read_only, propagation: PRIVATE, ..MountAttr::default() };
-        let namespace = (worker != self.owner).then(|| owner_namespace(self.owner, worker)).transpose();
-        let namespace = namespace.map_err(|source| BindingError::Map { path: path(), source })?;
-        if let Some(namespace) = &namespace {
+        let made = made.filter(|map| map.is_of(self.owner, worker));
+        let new = (worker != self.owner && made.is_none()).then(|| OwnerMap::make(self.owner, worker)).transpose();
+        let new = new.map_err(|source| BindingError::Map { path: path(), source })?;
+        if let Some(map) = new.as_ref().or(made) {
             attr.set |= ATTR_IDMAP;
-            attr.userns_fd = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(namespace)).unwrap_or(u64::MAX);
+            attr.userns_fd = u64::try_from(map.namespace.as_raw_fd()).unwrap_or(u64::MAX);
         }
         mount_setattr(tree.as_fd(), &attr, false)
             .map_err(failed("map the ids of (can its file system be id-mapped?)"))?;
@@ -138,11 +184,11 @@ impl Directory {
     }
 }
 
-/// A detached tmpfs with these files, name and content, which only `owner` can read.
+/// An empty detached tmpfs for secrets.
 ///
 /// # Errors
 /// [`BindingError::Secrets`].
-pub fn secrets(files: &[(String, String)], owner: HostUser) -> Result<OwnedFd, BindingError> {
+pub fn place_for_secrets() -> Result<OwnedFd, BindingError> {
     let made = (|| {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         for (key, value) in [("mode", "0500"), ("size", SECRETS_BYTES_MAX), ("nr_inodes", "512")] {
@@ -155,11 +201,22 @@ pub fn secrets(files: &[(String, String)], owner: HostUser) -> Result<OwnedFd, B
         fsconfig_create(context.as_fd())?;
         let attributes =
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let tree = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    })();
+    made.map_err(|source: Errno| BindingError::Secrets { source: source.into() })
+}
+
+/// Fills a [`place_for_secrets`] with these files, name and content, which only `owner` can read from then on, and nobody can
+/// change.
+///
+/// # Errors
+/// [`BindingError::Secrets`].
+pub fn keep_secrets(tree: &OwnedFd, files: &[(String, String)], owner: HostUser) -> Result<(), BindingError> {
+    let kept = (|| {
         let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
         for (name, content) in files {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = openat(&tree, name.as_str(), flags, Mode::from_raw_mode(0o400))?;
+            let file = openat(tree, name.as_str(), flags, Mode::from_raw_mode(0o400))?;
             let mut rest = content.as_bytes();
             while !rest.is_empty() {
                 let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))?;
@@ -168,27 +225,55 @@ pub fn secrets(files: &[(String, String)], owner: HostUser) -> Result<OwnedFd, B
             fchown(&file, Some(uid), Some(gid))?;
             fchmod(&file, Mode::from_raw_mode(0o400))?;
         }
-        let root = openat(&tree, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        fchown(&root, Some(uid), Some(gid))?;
-        Ok(tree)
+        let root = openat(tree, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        fchown(&root, Some(uid), Some(gid))
     })();
-    let tree = made.map_err(|source: rustix::io::Errno| BindingError::Secrets { source: source.into() })?;
+    kept.map_err(|source: Errno| BindingError::Secrets { source: source.into() })?;
     let attr = MountAttr { set: ATTR_RDONLY, ..MountAttr::default() };
-    mount_setattr(tree.as_fd(), &attr, false).map_err(|source| BindingError::Secrets { source })?;
-    Ok(tree)
+    mount_setattr(tree.as_fd(), &attr, false).map_err(|source| BindingError::Secrets { source })
+}
+
+/// Names what a path leads to, without asking a file system anything.
+///
+/// # Errors
+/// EAGAIN where that cannot be had; what the kernel says.
+fn at_hand(path: &Path, resolving: ResolveFlags) -> Result<OwnedFd, Errno> {
+    /// A rename somewhere makes the kernel doubt what it knows; the next look is another one.
+    const TRIES: u32 = 8;
+    let mut tries = 0;
+    loop {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        match openat2(CWD, path, flags, Mode::empty(), resolving | ResolveFlags::CACHED) {
+            Err(Errno::AGAIN) if tries < TRIES => tries += 1,
+            opened => return opened,
+        }
+    }
+}
+
+/// What the kernel knows of it, without asking its file system.
+fn look(fd: &OwnedFd) -> Result<Statx, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    statx(fd, "", flags, StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::UID | StatxFlags::GID)
 }
 
 /// What has to be covered in a view of the host so that a path below it can be reached by somebody else than its owner: the
 /// outermost directory on the way that others may not pass, or one of which the view shows nothing anyway.
-#[must_use]
-pub fn in_the_way(path: &Path) -> Option<PathBuf> {
+///
+/// # Errors
+/// [`BindingError::NotAtHand`].
+pub fn in_the_way(path: &Path) -> Result<Option<PathBuf>, BindingError> {
     let mut way: Vec<&Path> = path.ancestors().skip(1).filter(|part| part.parent().is_some()).collect();
     way.reverse();
-    let closed = |part: &Path| {
-        let open_to_all = |stat: rustix::fs::Stat| stat.st_mode & 0o001 != 0;
-        part == Path::new("/var/tmp") || !rustix::fs::stat(part).is_ok_and(open_to_all)
-    };
-    way.into_iter().find(|part| closed(part)).map(Path::to_owned)
+    for part in way {
+        let is_open = match at_hand(part, ResolveFlags::NO_MAGICLINKS) {
+            Err(Errno::AGAIN) => return Err(BindingError::NotAtHand { path: part.display().to_string() }),
+            found => found.and_then(|fd| look(&fd)).is_ok_and(|found| found.stx_mode & 0o001 != 0),
+        };
+        if !is_open || part == Path::new("/var/tmp") {
+            return Ok(Some(part.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// An empty directory that everybody can pass, to put in the place of one that nobody can.
@@ -221,16 +306,23 @@ pub fn at(tree: OwnedFd, target: &Path) -> LateMount {
     LateMount { tree, way, target: text(target) }
 }
 
-/// Moves trees into the mount namespace of a parked worker.
+/// Moves trees into the mount namespace of a parked worker and has its init start the program of `image`.
 ///
 /// # Errors
-/// [`BindingError::Mount`].
-pub fn mount(worker: BorrowedFd<'_>, mounts: &[LateMount], stack: &mut Stack) -> Result<(), BindingError> {
-    if mounts.is_empty() {
-        return Ok(());
+/// [`BindingError::Mount`], [`BindingError::Start`].
+pub fn mount_and_start(
+    worker: BorrowedFd<'_>,
+    init: BorrowedFd<'_>,
+    mounts: &[LateMount],
+    image: BorrowedFd<'_>,
+    home: &Home,
+) -> Result<(), BindingError> {
+    if !mounts.is_empty() {
+        mount_into(worker, mounts, home).map_err(|LateMountError { begun, source }| {
+            let what = begun.checked_sub(1).and_then(|which| mounts.get(which));
+            let what = what.map_or_else(|| "something".to_owned(), |mount| mount.target.to_string_lossy().into_owned());
+            BindingError::Mount { what, source }
+        })?;
     }
-    mount_into(worker, mounts, stack).map_err(|LateMountError { which, source }| {
-        let what = which.and_then(|which| mounts.get(which)).map(|mount| mount.target.to_string_lossy().into_owned());
-        BindingError::Mount { what: what.unwrap_or_else(|| "something".to_owned()), source }
-    })
+    order(init, Order { what: START, program: MAIN }, &[image]).map_err(|source| BindingError::Start { source })
 }

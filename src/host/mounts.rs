@@ -87,11 +87,22 @@ fn step<E: Into<io::Error>>(operation: &'static str, object: impl Display) -> im
     move |source| MountError::Step { operation, object, source: source.into() }
 }
 
+/// What a root begins with.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Base {
+    /// A read-only view of the host.
+    Host,
+    /// Nothing.
+    Empty,
+    /// This directory, below a layer of each worker's own.
+    Directory(PathBuf),
+}
+
 /// What a pool's root is made of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TemplateSpec {
-    /// `None` is the read-only view of the host, else the directory.
-    pub directory: Option<PathBuf>,
+    /// What there is before the binds.
+    pub base: Base,
     /// Source, target, writable.
     pub binds: Vec<(PathBuf, PathBuf, bool)>,
     /// Host directories that no worker may see: the daemon's own.
@@ -105,14 +116,15 @@ impl TemplateSpec {
     /// Of a pool's specification.
     #[must_use]
     pub fn new(root: &Root, binds: &[Bind], hidden: &[PathBuf], places: &[PathBuf]) -> Self {
-        let directory = match root {
+        let base = match root {
             // An image is resolved to a directory before.
-            Root::Host | Root::Image(_) => None,
-            Root::Directory(path) => Some(path.clone()),
+            Root::Host | Root::Image(_) => Base::Host,
+            Root::Empty => Base::Empty,
+            Root::Directory(path) => Base::Directory(path.clone()),
         };
         let binds = binds.iter().map(|b| (b.source.clone(), b.target.clone(), b.writable)).collect();
-        let places = if directory.is_none() { places.to_vec() } else { Vec::new() };
-        Self { directory, binds, hidden: hidden.to_vec(), places }
+        let places = if root.has_overlay() { Vec::new() } else { places.to_vec() };
+        Self { base, binds, hidden: hidden.to_vec(), places }
     }
 }
 
@@ -145,9 +157,10 @@ fn inside(spec: &TemplateSpec) -> Result<()> {
     mount_change("/", private).map_err(step("make private", "/"))?;
     let binds = bind_trees(spec)?;
     let resolv_conf = volatile_resolv_conf();
-    match &spec.directory {
-        None => host_view(spec, &binds, resolv_conf.as_ref()),
-        Some(directory) => overlay_parts(directory, &binds),
+    match &spec.base {
+        Base::Host => host_view(spec, &binds, resolv_conf.as_ref()),
+        Base::Empty => bare_root(spec, &binds),
+        Base::Directory(directory) => overlay_parts(directory, &binds),
     }
 }
 
@@ -221,6 +234,30 @@ fn host_view(spec: &TemplateSpec, binds: &[BindTree<'_>], resolv_conf: Option<&(
         places::make(place)?;
     }
     for place in ["/run", "/dev"] {
+        let mount = open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(step("open", place))?;
+        set_attributes(mount.as_fd(), ATTR_RDONLY, false, "make read-only", place)?;
+    }
+    Ok(())
+}
+
+/// A root with nothing in it but what every worker has and what is bound, none of which can be written.
+fn bare_root(spec: &TemplateSpec, binds: &[BindTree<'_>]) -> Result<()> {
+    let root = detached_tmpfs("0755", "256k", 256)?;
+    enter_root(&root)?;
+    for place in ["/proc", "/dev", "/sys", "/tmp", "/run"] {
+        make_dir(place)?;
+    }
+    fill_run("/run", None)?;
+    mount_tmpfs("/dev", "0755", "64k", 64)?;
+    fill_dev("/dev")?;
+    for bind in binds {
+        make_target(bind)?;
+        attach(&bind.tree, &bind.target.to_string_lossy())?;
+    }
+    for place in &spec.places {
+        make_dirs(place)?;
+    }
+    for place in ["/", "/dev"] {
         let mount = open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(step("open", place))?;
         set_attributes(mount.as_fd(), ATTR_RDONLY, false, "make read-only", place)?;
     }
@@ -377,7 +414,7 @@ fn make_dirs(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes what a bind below `/run` is mounted on: a directory for a directory, a file for anything else.
+/// Makes what a bind is mounted on: a directory for a directory, a file for anything else.
 fn make_target(bind: &BindTree<'_>) -> Result<()> {
     let stat = rustix::fs::fstat(&bind.tree).map_err(step("look at", bind.target.display()))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {

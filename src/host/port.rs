@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use super::listener::listener;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 /// Processes and descriptors that a search for a holder looks at; beyond that it gives up.
@@ -49,18 +50,11 @@ pub fn holder(port: u16) -> Option<String> {
 
 /// The inode of the listening socket, from the kernel's tables.
 fn listening_inode(port: u16) -> Option<u64> {
-    const LISTEN: &str = "0A";
-    let suffix = format!(":{port:04X}");
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let text = fs::read_to_string(table).unwrap_or_default();
-        for line in text.lines().skip(1) {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (Some(local), Some(state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
-                continue;
-            };
-            if *state == LISTEN && local.ends_with(&suffix) {
-                return inode.parse().ok();
-            }
+        let mut listeners = text.lines().skip(1).filter_map(listener);
+        if let Some(found) = listeners.find(|found| found.port == port) {
+            return Some(found.inode);
         }
     }
     None

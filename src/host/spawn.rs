@@ -12,7 +12,7 @@ use crate::protocol::init::{Report, step};
 use crate::sys::process;
 use crate::sys::spawn::Stage;
 
-pub use crate::sys::process::{Status, Waited};
+pub use crate::sys::process::{Status, Waited, take_short_turns};
 pub use crate::sys::spawn::{
     Birth, EXTRA_MOUNTS_MAX, ExtraMount, Gone, NOTIFY_TARGET, Overlay, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stack,
     WORK_TARGET,

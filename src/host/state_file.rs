@@ -21,6 +21,7 @@ use rustix::fs::{
     statat, unlinkat,
 };
 use rustix::io::{Errno, pread, retry_on_intr, write};
+use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -73,7 +74,10 @@ pub struct Loaded {
 /// One line: checksum, length, and `{"key":…,"value":…}`.
 #[must_use]
 pub fn encode(key: &str, value: &Value) -> Vec<u8> {
-    let body = serde_json::json!({ "key": key, "value": value }).to_string();
+    line_of(&format!("{{\"key\":{},\"value\":{value}}}", Value::from(key)))
+}
+
+fn line_of(body: &str) -> Vec<u8> {
     format!("{:08x} {} {body}\n", crc32fast::hash(body.as_bytes()), body.len()).into_bytes()
 }
 
@@ -358,7 +362,25 @@ impl StateFile {
 
     /// Sets a key; written at the next [`Self::flush`].
     pub fn put(&mut self, key: &str, value: &Value) {
-        let line = encode(key, value);
+        self.put_line(key, encode(key, value));
+    }
+
+    /// The same of what only becomes JSON.
+    ///
+    /// # Errors
+    /// When it cannot; the key is as it was.
+    pub fn put_record(&mut self, key: &str, value: &impl Serialize) -> serde_json::Result<()> {
+        #[derive(Serialize)]
+        struct Line<'l, V> {
+            key: &'l str,
+            value: &'l V,
+        }
+        let body = serde_json::to_string(&Line { key, value })?;
+        self.put_line(key, line_of(&body));
+        Ok(())
+    }
+
+    fn put_line(&mut self, key: &str, line: Vec<u8>) {
         if line.len() > LINE_BYTES_MAX || self.live.get(key) == Some(&line) {
             return;
         }

@@ -7,8 +7,7 @@
 //! and tests see it.
 
 use crate::protocol::init::{
-    ENTRY_MAGIC, Entry, Header, IMAGE_FD, MAIN, PROGRAMS_MAX, Report, SOCKET_FD, START, SUPERVISOR, flag, how, kept,
-    kind, step,
+    ENTRY_MAGIC, Entry, IMAGE_FD, MAIN, PROGRAMS_MAX, Report, SOCKET_FD, START, SUPERVISOR, flag, how, kept, kind, step,
 };
 use crate::sys::pid1::{self, Image, NotStarted, Program, Standard};
 use crate::sys::raw::{self, Errno};
@@ -37,11 +36,16 @@ pub fn run() -> i32 {
         Ok(image) => image,
         Err(errno) => return not_started(NotStarted { step: step::IMAGE, errno }, None),
     };
-    let office = Office::of(image.header());
+    let office = Office::of(&image);
     let mut programs = Programs { main: None, others: [None; PROGRAMS_MAX] };
     // Everything about it is non-blocking or bounded: a program must not be held back by a full pipe of its own dead.
     let Ok(signals) = pid1::signalfd_all() else { return 127 };
     if image.header().flags & flag::PARKED != 0 {
+        if image.header().flags & flag::FILTERED != 0
+            && let Err(errno) = pid1::install_filter(&image)
+        {
+            return not_started(NotStarted { step: step::SECCOMP, errno }, Some(&office));
+        }
         tell(&Report { kind: kind::PARKED, ..Report::default() }, None);
     } else if let Err(failed) = start(&image, MAIN, None, &office, &mut programs) {
         return not_started(failed, Some(&office));
@@ -80,7 +84,7 @@ fn start(
         Some(given) => Standard::Given(given),
         None => Standard::Inherited,
     };
-    let started = pid1::start_program(image, standard);
+    let started = pid1::start_program(image, standard, office.filtered.as_ref());
     if let Standard::Terminal(slave) = standard {
         drop_descriptor(slave);
     }
@@ -110,15 +114,19 @@ struct Office {
     ledger_at: u64,
     generation: u64,
     death_msec: u64,
+    /// Its start image, if it is under the filter of that.
+    filtered: Option<Image>,
 }
 
 impl Office {
-    const fn of(header: &Header) -> Self {
+    const fn of(image: &Image) -> Self {
+        let header = image.header();
         Self {
             kept_first: header.kept_first,
             ledger_at: header.ledger_at,
             generation: header.generation,
             death_msec: header.death_msec,
+            filtered: if header.flags & flag::FILTERED != 0 { Some(*image) } else { None },
         }
     }
 
@@ -259,6 +267,11 @@ fn start_ordered(
         return Err(NotStarted { step: step::CLONE, errno: EAGAIN });
     }
     let given = standard.iter().all(|fd| *fd >= 0).then_some(standard);
+    if number == MAIN {
+        // First where a later daemon finds it, as with all that it keeps.
+        let kept = pid1::copy_descriptor(image, office.kept(kept::CLAIM));
+        kept.map_err(|errno| NotStarted { step: step::IMAGE, errno })?;
+    }
     let image = Image::map(image).map_err(|errno| NotStarted { step: step::IMAGE, errno })?;
     let started = start(&image, number, given, office, programs);
     image.let_go();

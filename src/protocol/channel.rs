@@ -1,13 +1,28 @@
 //! Frames of the worker channel (level 2 of the worker's contract): one JSON object in each `SOCK_SEQPACKET` message.
 //!
-//! The `kind` says what a frame is; its other fields are exactly those of that kind. Kinds that later versions speak are
-//! known by name, so that a worker that uses one is told so instead of being taken for broken. The daemon reads
-//! [`FromWorker`] and writes [`ToWorker`]; a worker the other way round.
+//! The `kind` says what a frame is; its other fields are exactly those of that kind. A kind that later versions speak is
+//! known by name, so that a worker that uses it is told so instead of being taken for broken. The daemon reads
+//! [`FromWorker`] and writes [`ToWorker`]; a worker the other way round. Arguments, results and whatever else is only passed
+//! on stays text ([`Verbatim`]). Whether the descriptor that a frame speaks of came along, and what it is, is for the caller
+//! to see.
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+mod frame;
+mod id;
+mod kind;
 
-use super::json::{self, JsonError};
+#[cfg(test)]
+mod tests;
+
+use super::json::JsonError;
+pub use super::verbatim::Verbatim;
+pub use frame::{
+    Answer, AnswerPayload, CREDIT_MAX, Call, Chunk, ChunkPayload, Credit, Event, Failed, Failure, InputChunk,
+    MESSAGE_BYTES_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, REASON_BYTES_MAX, Refusal, Reply, Request, RequestPayload,
+    TRACEBACK_BYTES_MAX,
+};
+use frame::{Bare, DaemonHello, Numbered, OfRequest, WorkerHello};
+pub use id::{RequestId, RequestIdError};
+use kind::{Frame, encode};
 
 /// The longest frame, in bytes.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -15,9 +30,14 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// The number that both sides say in `hello`.
 pub const PROTOCOL: u32 = 1;
 
-/// Kinds that are reserved for requests and late binding.
-pub const RESERVED_KINDS: [&str; 11] =
-    ["bind", "request", "chunk", "result", "error", "cancel", "call", "reply", "event", "credit", "drain"];
+/// Kinds that are reserved for late binding.
+pub const RESERVED_KINDS: [&str; 1] = ["bind"];
+
+/// What only a worker says.
+const WORKER_KINDS: [&str; 6] = ["ready", "pong", "result", "error", "call", "event"];
+
+/// What only the daemon says.
+const DAEMON_KINDS: [&str; 6] = ["ping", "request", "cancel", "reply", "drain", "forget"];
 
 /// What a worker says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +56,18 @@ pub enum FromWorker {
         /// The ping's number.
         id: u64,
     },
+    /// The answer to a request.
+    Result(Answer),
+    /// The application's own error, which is an answer too.
+    Error(Box<Failed>),
+    /// A piece of a stream.
+    Chunk(Chunk),
+    /// It takes more chunks of a request's input.
+    Credit(Credit),
+    /// It wants a tool of the supervisor's used.
+    Call(Call),
+    /// Something happened in it.
+    Event(Event),
     /// A reserved kind.
     Unsupported(&'static str),
 }
@@ -53,6 +85,23 @@ pub enum ToWorker {
         /// Its number, never used twice on one channel.
         id: u64,
     },
+    /// Work.
+    Request(Box<Request>),
+    /// The answer is wanted no more: clean up, then answer.
+    Cancel {
+        /// The request's.
+        id: RequestId,
+    },
+    /// More chunks may be sent.
+    Credit(Credit),
+    /// A piece of a request's input.
+    Chunk(InputChunk),
+    /// The answer to a call of the worker's.
+    Reply(Reply),
+    /// No further request comes: finish those in flight, then end.
+    Drain,
+    /// A new supervisor knows none of the requests in flight: cancel them, answer none, be ready when they are over.
+    Forget,
     /// A reserved kind.
     Unsupported(&'static str),
 }
@@ -66,35 +115,12 @@ pub enum ChannelError {
     /// Not strict JSON.
     #[error("read a channel frame")]
     Json(#[source] JsonError),
-    /// Without a `kind`, with an unknown one, or with other fields than its kind has.
+    /// Without a `kind`, with an unknown one, with other fields than its kind has, or with a field out of range.
     #[error("channel frame is not valid: {reason}")]
     Shape {
         /// What was wrong.
         reason: String,
     },
-}
-
-/// The kinds of both directions as they are written.
-#[derive(Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-enum Wire {
-    Hello {
-        protocol: u32,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pid: Option<u32>,
-    },
-    Ready {},
-    Ping {
-        id: u64,
-    },
-    Pong {
-        id: u64,
-    },
-}
-
-enum Frame {
-    Spoken(Wire),
-    Reserved(&'static str),
 }
 
 impl FromWorker {
@@ -103,23 +129,57 @@ impl FromWorker {
     /// # Errors
     /// [`ChannelError`] says what was wrong with it.
     pub fn decode(message: &[u8]) -> Result<Self, ChannelError> {
-        Ok(match decode(message)? {
-            Frame::Spoken(Wire::Hello { protocol, pid }) => Self::Hello { protocol, pid },
-            Frame::Spoken(Wire::Ready {}) => Self::Ready,
-            Frame::Spoken(Wire::Pong { id }) => Self::Pong { id },
-            Frame::Spoken(Wire::Ping { .. }) => return Err(shape("a worker does not send `ping`")),
-            Frame::Reserved(kind) => Self::Unsupported(kind),
+        let frame = Frame::read(message)?;
+        Ok(match frame.kind.as_ref() {
+            "hello" => {
+                let WorkerHello { protocol, pid } = frame.fields()?;
+                Self::Hello { protocol, pid }
+            }
+            "ready" => frame.fields().map(|Bare {}| Self::Ready)?,
+            "pong" => frame.fields().map(|Numbered { id }| Self::Pong { id })?,
+            "result" => Self::Result(frame.fields()?),
+            "error" => Self::Error(Box::new(frame.fields()?)),
+            "chunk" => Self::Chunk(frame.fields()?),
+            "credit" => Self::Credit(frame.fields()?),
+            "call" => Self::Call(frame.fields()?),
+            "event" => Self::Event(frame.fields()?),
+            other => Self::Unsupported(reserved(&frame, other, "a worker", &DAEMON_KINDS)?),
         })
     }
 
     /// The message; a reserved kind is written without fields.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// [`ChannelError`] if a field is out of range, or the message would be longer than [`FRAME_BYTES_MAX`].
+    pub fn encode(&self) -> Result<Vec<u8>, ChannelError> {
         match self {
-            Self::Hello { protocol, pid } => encode(&Wire::Hello { protocol: *protocol, pid: *pid }),
-            Self::Ready => encode(&Wire::Ready {}),
-            Self::Pong { id } => encode(&Wire::Pong { id: *id }),
-            Self::Unsupported(kind) => encode(&serde_json::json!({ "kind": kind })),
+            Self::Hello { protocol, pid } => encode("hello", &WorkerHello { protocol: *protocol, pid: *pid }),
+            Self::Ready => encode("ready", &Bare {}),
+            Self::Pong { id } => encode("pong", &Numbered { id: *id }),
+            Self::Result(answer) => encode("result", answer),
+            Self::Error(failed) => encode("error", failed.as_ref()),
+            Self::Chunk(chunk) => encode("chunk", chunk),
+            Self::Credit(credit) => encode("credit", credit),
+            Self::Call(call) => encode("call", call),
+            Self::Event(event) => encode("event", event),
+            Self::Unsupported(kind) => encode(kind, &Bare {}),
+        }
+    }
+
+    /// Whether one descriptor comes along with it.
+    #[must_use]
+    pub fn has_descriptor(&self) -> bool {
+        match self {
+            Self::Result(answer) => answer.payload.is_some_and(|payload| !payload.in_request),
+            Self::Chunk(chunk) => chunk.payload.is_some(),
+            Self::Hello { .. }
+            | Self::Ready
+            | Self::Pong { .. }
+            | Self::Error(_)
+            | Self::Credit(_)
+            | Self::Call(_)
+            | Self::Event(_)
+            | Self::Unsupported(_) => false,
         }
     }
 }
@@ -130,118 +190,76 @@ impl ToWorker {
     /// # Errors
     /// [`ChannelError`] says what was wrong with it.
     pub fn decode(message: &[u8]) -> Result<Self, ChannelError> {
-        Ok(match decode(message)? {
-            Frame::Spoken(Wire::Hello { protocol, pid: None }) => Self::Hello { protocol },
-            Frame::Spoken(Wire::Ping { id }) => Self::Ping { id },
-            Frame::Spoken(Wire::Hello { pid: Some(_), .. }) => return Err(shape("the daemon does not send `pid`")),
-            Frame::Spoken(Wire::Ready {}) => return Err(shape("the daemon does not send `ready`")),
-            Frame::Spoken(Wire::Pong { .. }) => return Err(shape("the daemon does not send `pong`")),
-            Frame::Reserved(kind) => Self::Unsupported(kind),
+        let frame = Frame::read(message)?;
+        Ok(match frame.kind.as_ref() {
+            "hello" => frame.fields().map(|DaemonHello { protocol }| Self::Hello { protocol })?,
+            "ping" => frame.fields().map(|Numbered { id }| Self::Ping { id })?,
+            "request" => Self::Request(Box::new(frame.fields()?)),
+            "cancel" => frame.fields().map(|OfRequest { id }| Self::Cancel { id })?,
+            "credit" => Self::Credit(frame.fields()?),
+            "chunk" => Self::Chunk(frame.fields()?),
+            "reply" => Self::Reply(frame.fields()?),
+            "drain" => frame.fields().map(|Bare {}| Self::Drain)?,
+            "forget" => frame.fields().map(|Bare {}| Self::Forget)?,
+            other => Self::Unsupported(reserved(&frame, other, "the daemon", &WORKER_KINDS)?),
         })
     }
 
     /// The message; a reserved kind is written without fields.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// [`ChannelError`] if a field is out of range, or the message would be longer than [`FRAME_BYTES_MAX`].
+    pub fn encode(&self) -> Result<Vec<u8>, ChannelError> {
         match self {
-            Self::Hello { protocol } => encode(&Wire::Hello { protocol: *protocol, pid: None }),
-            Self::Ping { id } => encode(&Wire::Ping { id: *id }),
-            Self::Unsupported(kind) => encode(&serde_json::json!({ "kind": kind })),
+            Self::Hello { protocol } => encode("hello", &DaemonHello { protocol: *protocol }),
+            Self::Ping { id } => encode("ping", &Numbered { id: *id }),
+            Self::Request(request) => encode("request", request.as_ref()),
+            Self::Cancel { id } => encode("cancel", &OfRequest { id: *id }),
+            Self::Credit(credit) => encode("credit", credit),
+            Self::Chunk(chunk) => encode("chunk", chunk),
+            Self::Reply(reply) => encode("reply", reply),
+            Self::Drain => encode("drain", &Bare {}),
+            Self::Forget => encode("forget", &Bare {}),
+            Self::Unsupported(kind) => encode(kind, &Bare {}),
+        }
+    }
+
+    /// Whether one descriptor comes along with it.
+    #[must_use]
+    pub fn has_descriptor(&self) -> bool {
+        match self {
+            Self::Request(request) => request.payload.is_some(),
+            Self::Chunk(chunk) => chunk.payload.is_some(),
+            Self::Hello { .. }
+            | Self::Ping { .. }
+            | Self::Cancel { .. }
+            | Self::Credit(_)
+            | Self::Reply(_)
+            | Self::Drain
+            | Self::Forget
+            | Self::Unsupported(_) => false,
         }
     }
 }
 
-fn decode(message: &[u8]) -> Result<Frame, ChannelError> {
-    if message.len() > FRAME_BYTES_MAX {
-        return Err(ChannelError::TooLong);
-    }
-    let object = json::parse_object(message).map_err(ChannelError::Json)?;
-    let kind = object.get("kind").and_then(Value::as_str).ok_or_else(|| shape("expected a `kind`"))?;
+/// The name of the reserved kind that `frame` is of.
+///
+/// # Errors
+/// [`ChannelError::Shape`] if it is of `others`, or of no kind at all; whatever is wrong with every frame that is like it.
+fn reserved(frame: &Frame<'_>, kind: &str, side: &str, others: &[&str]) -> Result<&'static str, ChannelError> {
     if let Some(reserved) = RESERVED_KINDS.iter().find(|reserved| **reserved == kind) {
-        return Ok(Frame::Reserved(reserved));
+        frame.pass_over()?;
+        return Ok(reserved);
     }
-    serde_json::from_value(Value::Object(object)).map(Frame::Spoken).map_err(|cause| shape(&cause.to_string()))
+    let reason = if others.contains(&kind) { format!("{side} does not send `{kind}`") } else { unknown(kind) };
+    Err(shape(&reason))
 }
 
-fn encode<T: Serialize>(frame: &T) -> Vec<u8> {
-    // Numbers and fixed words cannot fail to be written.
-    serde_json::to_vec(frame).unwrap_or_default()
+fn unknown(kind: &str) -> String {
+    let shown: String = kind.chars().take(80).collect();
+    format!("unknown kind `{shown}`")
 }
 
 fn shape(reason: &str) -> ChannelError {
     ChannelError::Shape { reason: reason.chars().take(200).collect() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::seeded::Seeded;
-    use super::*;
-
-    #[test]
-    fn frames_survive_the_way_there_and_back() {
-        for frame in [
-            FromWorker::Hello { protocol: 1, pid: Some(7) },
-            FromWorker::Hello { protocol: 1, pid: None },
-            FromWorker::Ready,
-            FromWorker::Pong { id: u64::MAX },
-        ] {
-            assert_eq!(FromWorker::decode(&frame.encode()).unwrap(), frame);
-        }
-        for frame in [ToWorker::Hello { protocol: 1 }, ToWorker::Ping { id: 0 }] {
-            assert_eq!(ToWorker::decode(&frame.encode()).unwrap(), frame);
-        }
-        assert_eq!(ToWorker::Ping { id: 3 }.encode(), br#"{"kind":"ping","id":3}"#);
-        for kind in RESERVED_KINDS {
-            let message = format!(r#"{{"kind":"{kind}","id":1,"anything":[]}}"#);
-            assert_eq!(FromWorker::decode(message.as_bytes()).unwrap(), FromWorker::Unsupported(kind));
-            assert_eq!(ToWorker::decode(message.as_bytes()).unwrap(), ToWorker::Unsupported(kind));
-        }
-    }
-
-    #[test]
-    fn what_is_no_frame_is_refused_with_its_reason() {
-        for (message, expected) in [
-            ("{}", "expected a `kind`"),
-            (r#"{"kind":1}"#, "expected a `kind`"),
-            (r#"{"kind":"nope"}"#, "unknown variant `nope`"),
-            (r#"{"kind":"ping","id":1}"#, "does not send `ping`"),
-            (r#"{"kind":"pong"}"#, "missing field `id`"),
-            (r#"{"kind":"pong","id":-1}"#, "invalid value"),
-            (r#"{"kind":"pong","id":1.5}"#, "invalid type"),
-            (r#"{"kind":"pong","id":1,"x":1}"#, "unknown field `x`"),
-            (r#"{"kind":"ready","x":1}"#, "unknown field `x`"),
-            (r#"{"kind":"hello"}"#, "missing field `protocol`"),
-            (r#"{"kind":"pong","id":1,"id":2}"#, "read a channel frame"),
-            ("", "read a channel frame"),
-        ] {
-            let error = FromWorker::decode(message.as_bytes()).unwrap_err().to_string();
-            assert!(error.contains(expected), "{message}: {error}");
-        }
-        assert!(ToWorker::decode(br#"{"kind":"ready"}"#).is_err());
-        let long = vec![b' '; FRAME_BYTES_MAX + 1];
-        assert!(matches!(FromWorker::decode(&long), Err(ChannelError::TooLong)));
-    }
-
-    #[test]
-    fn no_message_makes_it_panic() {
-        let pieces: &[&[u8]] = &[
-            b"{",
-            b"}",
-            b"\"kind\"",
-            b":",
-            b"\"pong\"",
-            b"\"hello\"",
-            b",",
-            b"\"id\":1",
-            b"\"protocol\":1",
-            b"\"bind\"",
-        ];
-        for seed in 0..3_000 {
-            let mut seeded = Seeded::new(seed);
-            drop(FromWorker::decode(&seeded.bytes(200, pieces)));
-            let good = FromWorker::Hello { protocol: 1, pid: Some(1) }.encode();
-            drop(FromWorker::decode(&seeded.mutated(&good)));
-            drop(ToWorker::decode(&seeded.mutated(&good)));
-        }
-    }
 }

@@ -9,7 +9,7 @@
 //! takes over only workers whose layout it knows. Needs nothing but `core`.
 
 /// First word of a start image: "halsupi" and the layout's number.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"halsupi3");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"halsupi4");
 
 /// Descriptor on which the init talks to the daemon.
 pub const SOCKET_FD: i32 = 3;
@@ -38,8 +38,11 @@ pub mod kept {
     pub const NOTIFY: u64 = 7;
     /// The master end of the main program's terminal; `/dev/null` where it has none.
     pub const TERMINAL: u64 = 8;
+    /// The start image of a main program that was started by an order, for the environment that its claim gave it;
+    /// `/dev/null` before, and where it began with its worker.
+    pub const CLAIM: u64 = 9;
     /// How many there are.
-    pub const COUNT: u64 = 9;
+    pub const COUNT: u64 = 10;
 }
 
 /// The pid that the program has inside: the first process after the init.
@@ -100,6 +103,8 @@ pub mod flag {
     pub const PARKED: u64 = 1;
     /// The program gets a terminal of its own, made in the worker's own devpts.
     pub const TERMINAL: u64 = 2;
+    /// The init puts itself under the image's filter before it parks, so that its programs have it from their beginning.
+    pub const FILTERED: u64 = 4;
 }
 
 impl Header {

@@ -2,11 +2,13 @@
 //!
 //! Decides three things that `serde_json` leaves open: nesting deeper than [`DEPTH_MAX`] is refused by a scan that keeps no
 //! stack, before anything recursive sees the text; a key that comes twice in one object is an error; bytes that are not
-//! UTF-8 are an error. `varlink` and `channel` parse through here and nowhere else.
+//! UTF-8 are an error. `varlink` and `channel` parse through here and nowhere else; `verbatim` keeps the last two rules for
+//! values that are only passed on.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 /// Objects and arrays may be nested this deep, the outermost counted as one.
@@ -37,16 +39,43 @@ pub enum JsonError {
 /// # Errors
 /// [`JsonError`] says which rule was broken.
 pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonError> {
-    check_depth(bytes)?;
-    let text = std::str::from_utf8(bytes).map_err(JsonError::NotUtf8)?;
-    let Strict(value) = serde_json::from_str(text).map_err(JsonError::Syntax)?;
-    match value {
+    match parse(text(bytes)?, StrictSeed)? {
         Value::Object(map) => Ok(map),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
             Err(JsonError::NotAnObject)
         }
     }
 }
+
+/// The text in which a type may be looked for: UTF-8, and not nested too deep. Keys that come twice are the type's business.
+///
+/// # Errors
+/// [`JsonError`] says which rule was broken.
+pub(super) fn text(bytes: &[u8]) -> Result<&str, JsonError> {
+    check_depth(bytes)?;
+    std::str::from_utf8(bytes).map_err(JsonError::NotUtf8)
+}
+
+/// Parses all of `text`, which [`text`] gave, into what `seed` makes of it.
+///
+/// # Errors
+/// [`JsonError::Syntax`] if it is not JSON, or not what `seed` takes.
+pub(super) fn parse<'de, S: DeserializeSeed<'de>>(text: &'de str, seed: S) -> Result<S::Value, JsonError> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = seed.deserialize(&mut deserializer).map_err(JsonError::Syntax)?;
+    deserializer.end().map_err(JsonError::Syntax)?;
+    Ok(value)
+}
+
+/// The error about a key that comes twice in one object.
+pub(super) fn comes_twice<E: serde::de::Error>(key: &str) -> E {
+    let shown: String = key.chars().take(80).collect();
+    E::custom(format_args!("key {shown:?} comes twice"))
+}
+
+/// A key of an object, borrowed from the text where it is written without escapes.
+#[derive(serde::Deserialize)]
+pub(super) struct Key<'k>(#[serde(borrow)] pub(super) Cow<'k, str>);
 
 /// Counts brackets outside strings; whether they match is the parser's business.
 fn check_depth(bytes: &[u8]) -> Result<(), JsonError> {
@@ -78,15 +107,7 @@ fn check_depth(bytes: &[u8]) -> Result<(), JsonError> {
     Ok(())
 }
 
-/// A value in which no object has a key twice.
-struct Strict(Value);
-
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        StrictSeed.deserialize(deserializer).map(Self)
-    }
-}
-
+/// Makes a value in which no object has a key twice.
 struct StrictSeed;
 
 impl<'de> DeserializeSeed<'de> for StrictSeed {
@@ -144,8 +165,7 @@ impl<'de> Visitor<'de> for StrictSeed {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if map.contains_key(&key) {
-                let shown: String = key.chars().take(80).collect();
-                return Err(A::Error::custom(format_args!("key {shown:?} comes twice")));
+                return Err(comes_twice(&key));
             }
             map.insert(key, entries.next_value_seed(Self)?);
         }

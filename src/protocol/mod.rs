@@ -13,6 +13,7 @@ pub mod json;
 pub mod notify;
 pub mod service;
 pub mod varlink;
+pub mod verbatim;
 
 #[cfg(test)]
 mod seeded;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::json::{self, JsonError};
 use super::service::ServiceError;
+use super::verbatim::Verbatim;
 
 /// The longest call, in bytes, without its NUL.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -132,6 +133,19 @@ impl Decoder {
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
         self.buffer.len() - self.start
+    }
+
+    /// Whether a whole frame waits.
+    #[must_use]
+    pub fn has_frame(&self) -> bool {
+        self.buffer.get(self.start..).is_some_and(|rest| rest.contains(&0))
+    }
+
+    /// How many frames were pushed before the last one, which may have come in part only.
+    #[must_use]
+    pub fn frames_before_last(&self) -> usize {
+        let waiting = self.buffer.get(self.start..).unwrap_or_default();
+        waiting.iter().rev().skip(1).filter(|byte| **byte == 0).count()
     }
 
     /// Gives out what was pushed behind the last frame, which is of another protocol after an upgrade.
@@ -264,6 +278,31 @@ impl Reply {
     pub fn encode(&self) -> Vec<u8> {
         encode(self)
     }
+}
+
+/// The frame of a reply with `results`, which serialises to an object, and one more field whose value is passed on as it was
+/// written; others follow it, or none.
+#[must_use]
+pub fn encode_with<T: Serialize>(results: &T, field: &str, value: Option<&Verbatim>, continues: bool) -> Vec<u8> {
+    let mut frame = br#"{"parameters":"#.to_vec();
+    let start = frame.len();
+    frame.extend(serde_json::to_vec(results).unwrap_or_default());
+    if let Some(value) = value {
+        // Behind the last field, in front of the bracket.
+        let is_alone = frame.get(start..) == Some(b"{}");
+        frame.pop();
+        if !is_alone {
+            frame.push(b',');
+        }
+        frame.extend(format!("\"{field}\":").bytes());
+        frame.extend(value.text().bytes());
+        frame.push(b'}');
+    }
+    if continues {
+        frame.extend(br#","continues":true"#);
+    }
+    frame.extend(b"}\0");
+    frame
 }
 
 impl From<&ServiceError> for Reply {

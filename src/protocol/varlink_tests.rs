@@ -71,6 +71,17 @@ fn frames_that_nobody_takes_out_do_not_pile_up() {
 }
 
 #[test]
+fn the_last_frame_is_told_from_those_before_it_whole_or_in_part() {
+    let mut decoder = Decoder::new();
+    for (pushed, before) in [(&b"a"[..], 0), (b"bc", 0), (b"\0", 0), (b"d", 1), (b"\0e\0", 2)] {
+        decoder.push(pushed);
+        assert_eq!(decoder.frames_before_last(), before, "after {pushed:?}");
+    }
+    assert_eq!(decoder.next_frame().unwrap(), Some(b"abc".to_vec()));
+    assert_eq!(decoder.frames_before_last(), 1);
+}
+
+#[test]
 fn calls_and_replies_survive_the_way_there_and_back() {
     let call = Call {
         method: "io.halsup.Control.Logs".into(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::DispatchPolicy;
+
 /// How many workers a pool keeps. `min == max` is a fixed size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -87,6 +89,8 @@ pub struct Stop {
 pub struct ClaimPolicy {
     /// Warm workers beyond the size leave when nobody has wanted them for this long.
     pub idle_timeout: Duration,
+    /// Within this time what is missing is made up for. Nothing waits for it: that begins with the event.
+    pub check_interval: Duration,
     /// How many can be claimed at once. 1..=10,000.
     pub sessions_max: u32,
 }
@@ -104,6 +108,10 @@ pub struct PoolPolicy {
     pub heartbeat: Option<Heartbeat>,
     /// How they are ended.
     pub stop: Stop,
+    /// A ready worker that has been idle for this long is frozen until somebody needs it; `None` freezes nobody.
+    pub freeze_after: Option<Duration>,
     /// Whether they wait, warm, for somebody to claim them.
     pub claims: Option<ClaimPolicy>,
+    /// How requests are given to them, if they are.
+    pub dispatch: Option<DispatchPolicy>,
 }

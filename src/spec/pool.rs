@@ -6,15 +6,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{ImageName, InstanceName, PoolName, PoolPolicy, VolumeName};
+use super::{GatewaySpec, ImageName, InstanceName, PoolName, PoolPolicy, Ports, TasksSpec, VolumeName};
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The daemon's own settings.
     pub daemon: DaemonSpec,
+    /// The gateway, if there is to be one; its service is among the pools.
+    pub gateway: Option<GatewaySpec>,
     /// Pools and services in the order of the file; no two with one name.
     pub pools: Vec<PoolSpec>,
+    /// What runs for prompts, if anything does.
+    pub tasks: Option<TasksSpec>,
 }
 
 /// The daemon's own settings, `[daemon]`.
@@ -45,6 +49,8 @@ pub struct DaemonSpec {
     pub shutdown_timeout: Duration,
     /// Images that may be roots; empty is all.
     pub image_allow: Vec<ImageName>,
+    /// How long reading the archive of one may take.
+    pub image_import_timeout: Duration,
     /// What is done at the start about images that pools name and that are not there.
     pub image_pull: ImagePull,
 }
@@ -131,7 +137,7 @@ pub struct PoolSpec {
     pub name: PoolName,
     /// A service is a supervised singleton beside the pools: size 1, no slot in its worker's name.
     pub service: bool,
-    /// Program and arguments, at least the program. `{port}`, `{slot}`, `{worker}` and `{dir}` are replaced in each worker.
+    /// Program and arguments, at least the program. `{port}`, `{slot}`, `{worker}`, `{instance}` and `{dir}` are replaced in each worker.
     pub command: Vec<String>,
     /// What the engine decides by.
     pub policy: PoolPolicy,
@@ -141,6 +147,8 @@ pub struct PoolSpec {
     pub env: BTreeMap<String, String>,
     /// Worker N is told port `base_port + N`.
     pub base_port: Option<u16>,
+    /// Each living worker is told ports of its own out of these. Not with `base_port`.
+    pub ports: Option<Ports>,
     /// What `/` is inside.
     pub root: Root,
     /// Which network it is in.
@@ -169,8 +177,30 @@ pub struct PoolSpec {
     pub log: LogSpec,
     /// Where directories must lie that a claim brings into a worker.
     pub projects: Vec<PathBuf>,
+    /// Workers are told to answer in memory that is passed on where a result is longer than this, in bytes.
+    pub zero_copy_bytes: u64,
+    /// Whether its workers serve HTTP on their port, and how they are reached.
+    pub serve: Option<ServeHttp>,
     /// What becomes of workers when the daemon dies.
     pub on_supervisor_death: OnSupervisorDeath,
+}
+
+/// How workers that serve HTTP are reached through the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServeHttp {
+    /// Whether everybody may send them requests, with a token or without.
+    pub open: bool,
+    /// The longest body of a request, in bytes.
+    pub request_bytes_max: u64,
+    /// The longest body of an answer, in bytes.
+    pub answer_bytes_max: Option<u64>,
+}
+
+/// For who has a token; 64 MiB there, anything back.
+impl Default for ServeHttp {
+    fn default() -> Self {
+        Self { open: false, request_bytes_max: 64 << 20, answer_bytes_max: None }
+    }
 }
 
 /// What `/` is inside a worker.
@@ -178,10 +208,23 @@ pub struct PoolSpec {
 pub enum Root {
     /// A read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`.
     Host,
+    /// Nothing but what is bound, read-only, with the same private places.
+    Empty,
     /// A writable overlay on this directory.
     Directory(PathBuf),
     /// A writable overlay on the files of an imported image.
     Image(ImageName),
+}
+
+impl Root {
+    /// Whether each worker has a writable layer of its own on it.
+    #[must_use]
+    pub const fn has_overlay(&self) -> bool {
+        match self {
+            Self::Host | Self::Empty => false,
+            Self::Directory(_) | Self::Image(_) => true,
+        }
+    }
 }
 
 /// As the configuration writes it.
@@ -189,6 +232,7 @@ impl fmt::Display for Root {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => f.write_str("host"),
+            Self::Empty => f.write_str("empty"),
             Self::Directory(path) => path.display().fmt(f),
             Self::Image(name) => write!(f, "image:{name}"),
         }
@@ -297,6 +341,8 @@ pub struct Cpuset {
 pub enum Seccomp {
     /// The built-in allow-list.
     Default,
+    /// The gateway's: it serves and does nothing else. No word of the configuration gives it.
+    Gateway,
     /// A profile in Docker's JSON format, by path.
     Profile(PathBuf),
     /// No filter. Only by that word.
@@ -316,6 +362,8 @@ pub enum Ready {
     Probe(Probe),
     /// This file, relative to the worker's directory, exists.
     File(PathBuf),
+    /// The same, and what it says is the port on which the worker listens.
+    PortFile(PathBuf),
 }
 
 /// Something to ask a worker from outside.
@@ -328,6 +376,8 @@ pub enum Probe {
     },
     /// Its port accepts a connection.
     Tcp,
+    /// Its port speaks HTTP/2, as every gRPC server's does.
+    Grpc,
 }
 
 /// A socket that the daemon binds for a pool.

@@ -1,4 +1,4 @@
-//! `{port}`, `{slot}`, `{worker}` and `{dir}` in commands and environments.
+//! `{port}`, `{slot}`, `{worker}`, `{instance}` and `{dir}` in commands and environments.
 //!
 //! Owns the grammar: a placeholder is a known word in braces, `{{` and `}}` are literal braces, any other brace is an
 //! error, so that nothing is replaced or left alone by surprise. `config` checks every template once; `daemon` calls
@@ -15,19 +15,27 @@ pub struct Placeholders<'a> {
     pub slot: u32,
     /// `{worker}`: the name, such as `web.3`, or `chromadb` for a service.
     pub worker: &'a str,
+    /// `{instance}`: which halsup it is.
+    pub instance: &'a str,
     /// `{dir}`: the worker's own directory, as seen from inside.
     pub dir: &'a str,
 }
 
 /// The words that may stand in braces.
-const WORDS: [(&str, Word); 4] =
-    [("port", Word::Port), ("slot", Word::Slot), ("worker", Word::Worker), ("dir", Word::Dir)];
+const WORDS: [(&str, Word); 5] = [
+    ("port", Word::Port),
+    ("slot", Word::Slot),
+    ("worker", Word::Worker),
+    ("instance", Word::Instance),
+    ("dir", Word::Dir),
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     Port,
     Slot,
     Worker,
+    Instance,
     Dir,
 }
 
@@ -74,11 +82,11 @@ pub(super) fn names_port(template: &str) -> Result<bool, ScalarError> {
     for piece in pieces(template) {
         match piece {
             Piece::Stray(stray) => {
-                let expected = "{port}, {slot}, {worker}, {dir}, or {{ and }} for literal braces";
+                let expected = "{port}, {slot}, {worker}, {instance}, {dir}, or {{ and }} for literal braces";
                 return Err(ScalarError::new(stray, expected));
             }
             Piece::Word(Word::Port) => port = true,
-            Piece::Word(Word::Slot | Word::Worker | Word::Dir) | Piece::Text(_) | Piece::Brace(_) => {}
+            Piece::Word(Word::Slot | Word::Worker | Word::Instance | Word::Dir) | Piece::Text(_) | Piece::Brace(_) => {}
         }
     }
     Ok(port)
@@ -93,6 +101,7 @@ pub fn expand(template: &str, placeholders: &Placeholders<'_>) -> String {
             Piece::Text(text) | Piece::Stray(text) => out.push_str(text),
             Piece::Brace(brace) => out.push(brace),
             Piece::Word(Word::Worker) => out.push_str(placeholders.worker),
+            Piece::Word(Word::Instance) => out.push_str(placeholders.instance),
             Piece::Word(Word::Dir) => out.push_str(placeholders.dir),
             Piece::Word(Word::Port) => {
                 if let Some(port) = placeholders.port {
@@ -109,7 +118,8 @@ pub fn expand(template: &str, placeholders: &Placeholders<'_>) -> String {
 mod tests {
     use super::*;
 
-    const WEB_3: Placeholders<'_> = Placeholders { port: Some(8003), slot: 3, worker: "web.3", dir: "/work" };
+    const WEB_3: Placeholders<'_> =
+        Placeholders { port: Some(8003), slot: 3, worker: "web.3", instance: "default", dir: "/work" };
 
     #[test]
     fn placeholders_are_replaced() {
@@ -119,6 +129,7 @@ mod tests {
             ("{port}", "8003"),
             ("-p{port}:{slot}", "-p8003:3"),
             ("{dir}/{worker}.log", "/work/web.3.log"),
+            ("{instance}", "default"),
             ("{{port}}", "{port}"),
             ("{{{port}}}", "{8003}"),
             ("${{HOME}}", "${HOME}"),

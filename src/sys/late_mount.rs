@@ -1,17 +1,17 @@
-//! Mounting into a worker that is there already: a short-lived child enters its mount namespace and moves detached trees in.
+//! Mounting into a worker that is there already: this process enters its mount namespace, moves detached trees in, and comes back.
 //!
 //! Only for a worker whose init is still parked: nothing else has run in it, so the paths that are walked there are of its
-//! root and of nobody's making. The child is the daemon's own memory on another stack, as between clone and exec, and the
-//! daemon stands still until it has ended: raw system calls on prepared memory, no allocation.
+//! root and of nobody's making. Away it makes nothing but raw system calls on prepared memory; whatever fails there, it comes
+//! back. A child that did this in its place would cost twice as much as all the mounts.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::raw::flag::{CLONE_CLEAR_SIGHAND, CLONE_FILES, CLONE_NEWNS, CLONE_PIDFD, CLONE_VFORK, CLONE_VM};
+use rustix::fs::{CWD, Mode, OFlags, open};
+
+use super::raw::flag::CLONE_NEWNS;
 use super::raw::{self, Errno};
-use super::spawn::{Stack, clone_into};
 
 /// One tree and where it goes.
 #[derive(Debug)]
@@ -27,76 +27,94 @@ pub struct LateMount {
 /// Why the mounts are not there.
 #[derive(Debug)]
 pub struct LateMountError {
-    /// Which one, by its place in the list; `None` if the namespace could not be entered.
-    pub which: Option<usize>,
+    /// How many of the mounts had been begun with: 0 if the namespace could not be entered.
+    pub begun: usize,
     /// The kernel's reason.
     pub source: io::Error,
 }
 
-struct Order<'a> {
-    worker: i32,
-    mounts: &'a [LateMount],
-    at: AtomicU32,
-    errno: AtomicI32,
+/// Where this process is at home: its mount namespace, and its root and working directory in that.
+#[derive(Debug)]
+pub struct Home {
+    namespace: OwnedFd,
+    root: OwnedFd,
+    cwd: OwnedFd,
 }
 
-/// Mounts all of `mounts`, in order, in the mount namespace of the process that `worker` is a pidfd of.
+impl Home {
+    /// Where this process is now.
+    ///
+    /// # Errors
+    /// Without `/proc`, or without room for three descriptors.
+    pub fn here() -> io::Result<Self> {
+        let at = |path: &CStr, flags| open(path, flags | OFlags::CLOEXEC, Mode::empty());
+        Ok(Self {
+            namespace: at(c"/proc/self/ns/mnt", OFlags::RDONLY)?,
+            root: at(c"/", OFlags::PATH | OFlags::DIRECTORY)?,
+            cwd: at(c".", OFlags::PATH | OFlags::DIRECTORY)?,
+        })
+    }
+
+    /// Comes back from another mount namespace.
+    fn come_back(&self) -> Result<(), Errno> {
+        let number = |fd: &OwnedFd| raw::fd_arg(fd.as_raw_fd());
+        raw::setns(number(&self.namespace), CLONE_NEWNS)?;
+        // The namespace's own root may be another than the one that this process has in it.
+        raw::fchdir(number(&self.root))?;
+        raw::chroot(c".")?;
+        raw::fchdir(number(&self.cwd)).map(|_| ())
+    }
+}
+
+/// Mounts all of `mounts`, in order, in the mount namespace of the process that `worker` is a pidfd of. Aborts this process if
+/// it cannot come back: it would look for everything in the worker.
 ///
 /// # Errors
-/// The first that failed; those before it are mounted.
-pub fn mount_into(worker: BorrowedFd<'_>, mounts: &[LateMount], stack: &mut Stack) -> Result<(), LateMountError> {
-    let order = Order { worker: worker.as_raw_fd(), mounts, at: AtomicU32::new(0), errno: AtomicI32::new(0) };
-    let flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_FILES | CLONE_CLEAR_SIGHAND;
-    let at = std::ptr::from_ref(&order).cast_mut().cast();
-    let failed = |source| LateMountError { which: None, source };
-    // SAFETY: with CLONE_VFORK this frame, the order and the stack stay as they are until the child has exited; `carry_out`
-    // takes exactly an order and writes only its atomics.
-    let (pidfd, _) = unsafe { clone_into(flags, carry_out, at, stack, None) }.map_err(failed)?;
-    super::process::wait_pidfd(&pidfd).map_err(failed)?;
-    match order.errno.load(Ordering::Acquire) {
-        0 => Ok(()),
-        errno => {
-            let step = order.at.load(Ordering::Acquire) as usize;
-            Err(LateMountError { which: step.checked_sub(1), source: io::Error::from_raw_os_error(errno) })
+/// The first that failed; those before it are mounted. EINVAL in a process that shares its root with another one.
+pub fn mount_into(worker: BorrowedFd<'_>, mounts: &[LateMount], home: &Home) -> Result<(), LateMountError> {
+    /// The kernel may lack memory for a moment.
+    const TRIES: u32 = 100;
+    let failed =
+        |begun: usize| move |Errno(errno)| LateMountError { begun, source: io::Error::from_raw_os_error(errno) };
+    raw::setns(raw::fd_arg(worker.as_raw_fd()), CLONE_NEWNS).map_err(failed(0))?;
+    let mounted = move_all(mounts);
+    if !(0..TRIES).any(|_| home.come_back().is_ok()) {
+        std::process::abort();
+    }
+    mounted.map_err(|(begun, errno)| failed(begun)(errno))
+}
+
+/// Moves all of them to where they go in the mount namespace that this process is in.
+fn move_all(mounts: &[LateMount]) -> Result<(), (usize, Errno)> {
+    // This process's own mask would make directories that nobody can enter.
+    let mask = raw::umask(0o022).map_err(|errno| (0, errno))?;
+    let mut moved = Ok(());
+    for (mount, begun) in mounts.iter().zip(1..) {
+        moved = move_one(mount).map_err(|errno| (begun, errno));
+        if moved.is_err() {
+            break;
         }
+    }
+    raw::umask(mask).map_err(|errno| (mounts.len(), errno)).and(moved)
+}
+
+fn move_one(mount: &LateMount) -> Result<(), Errno> {
+    const ENOENT: Errno = Errno(2);
+    let put = || raw::move_mount(mount.tree.as_raw_fd(), CWD.as_fd().as_raw_fd(), &mount.target);
+    match put() {
+        Err(ENOENT) => {
+            for dir in &mount.way {
+                make_dir(dir)?;
+            }
+            make_dir(&mount.target)?;
+            put().map(|_| ())
+        }
+        put => put.map(|_| ()),
     }
 }
 
-unsafe extern "C" fn carry_out(order: *mut libc::c_void) -> ! {
-    // SAFETY: the caller stands still in vfork and passed a pointer to its own order.
-    let order = unsafe { &*order.cast::<Order<'_>>() };
-    match steps(order) {
-        Ok(()) => raw::exit(0),
-        Err(errno) => {
-            order.errno.store(errno.0, Ordering::Release);
-            raw::exit(1)
-        }
-    }
-}
-
-fn steps(order: &Order<'_>) -> Result<(), Errno> {
-    const CWD: i32 = -100;
-    // Its own, like the root that the next call gives it: the daemon's mask would make directories that nobody can enter.
-    raw::umask(0o022)?;
-    raw::setns(raw::fd_arg(order.worker), CLONE_NEWNS)?;
-    for mount in order.mounts {
-        order.at.fetch_add(1, Ordering::Release);
-        for dir in &mount.way {
-            make_dir(dir)?;
-        }
-        make_dir(&mount.target)?;
-        raw::move_mount(mount.tree.as_raw_fd(), CWD, &mount.target)?;
-    }
-    Ok(())
-}
-
-fn make_dir(path: &std::ffi::CStr) -> Result<(), Errno> {
-    const CWD: i32 = -100;
-    const MODE: usize = 0o755;
-    // SAFETY: the path ends with NUL and the kernel only reads it.
-    let made =
-        raw::check(unsafe { raw::syscall(raw::nr::MKDIRAT, raw::fd_arg(CWD), path.as_ptr() as usize, MODE, 0, 0, 0) });
-    match made {
+fn make_dir(path: &CStr) -> Result<(), Errno> {
+    match raw::mkdir(path, 0o755) {
         // EEXIST: it is there. EROFS: it is not for us to make, and whether it is there the mount will say.
         Ok(_) | Err(Errno(17 | 30)) => Ok(()),
         Err(errno) => Err(errno),

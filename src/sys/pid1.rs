@@ -6,7 +6,7 @@
 use core::ffi::{CStr, c_char};
 
 use super::raw::flag::{CLONE_PIDFD, CLONE_VFORK, CLONE_VM};
-use super::raw::{self, CloneArgs, Errno, Result, nr};
+use super::raw::{self, Errno, Result, nr};
 use crate::protocol::init::{Entry, FIRST_PASSED_FD, Header, MAGIC, ORDER_FDS_MAX, Order, Report, SOCKET_FD, step};
 
 /// A start image, mapped until it is let go of, its offsets turned into pointers.
@@ -110,6 +110,14 @@ impl Image {
         at.cast::<*const c_char>()
     }
 
+    /// The filter's instructions.
+    fn filter(&self) -> &[u8] {
+        #[expect(clippy::cast_possible_truncation, reason = "checked against the mapping by map()")]
+        let (at, length) = (self.header.seccomp as usize, self.header.seccomp_len as usize);
+        // SAFETY: map() checked that as many instructions of eight bytes are inside the mapping, which is there until `let_go`.
+        unsafe { core::slice::from_raw_parts(self.base.wrapping_add(at), length.wrapping_mul(8)) }
+    }
+
     fn cwd(&self) -> &CStr {
         #[expect(clippy::cast_possible_truncation, reason = "checked against the mapping by map()")]
         let at = self.base.wrapping_add(self.header.cwd as usize);
@@ -155,58 +163,64 @@ pub enum Standard {
     Terminal(i32),
 }
 
-struct Attempt {
+struct Attempt<'a> {
     image: Image,
+    own: Option<&'a Image>,
     standard: Standard,
     failed: NotStarted,
 }
 
-/// Clones the program's process, which sets itself up and executes; returns when it has, or has failed.
+/// Clones the program's process, which sets itself up and executes; returns when it has, or has failed. `own` is the image
+/// whose filter this process is under.
 ///
 /// # Errors
 /// The step that failed, and how.
-pub fn start_program(image: &Image, standard: Standard) -> core::result::Result<Program, NotStarted> {
+pub fn start_program(
+    image: &Image,
+    standard: Standard,
+    own: Option<&Image>,
+) -> core::result::Result<Program, NotStarted> {
     static mut STACK: ProgramStack = ProgramStack([0; 16 * 1024]);
-    let mut attempt = Attempt { image: *image, standard, failed: NotStarted { step: step::CLONE, errno: Errno(0) } };
+    let mut attempt =
+        Attempt { image: *image, own, standard, failed: NotStarted { step: step::CLONE, errno: Errno(0) } };
     let mut pidfd: i32 = -1;
-    const SIGCHLD: u64 = 17;
-    let args = CloneArgs {
-        flags: (CLONE_VM | CLONE_PIDFD | CLONE_VFORK) as u64,
-        pidfd: (&raw mut pidfd) as u64,
-        exit_signal: SIGCHLD,
-        stack: (&raw mut STACK) as u64,
-        stack_size: size_of::<ProgramStack>() as u64,
-        ..CloneArgs::default()
-    };
+    const SIGCHLD: usize = 17;
+    let flags = CLONE_VM | CLONE_PIDFD | CLONE_VFORK | SIGCHLD;
+    let stack = ((&raw mut STACK).cast::<u8>(), size_of::<ProgramStack>());
     // SAFETY: vfork keeps this frame and the static stack alive and untouched until the child has exec'd or exited;
     // `program_entry` takes exactly an attempt and does not return.
-    let returned = unsafe { raw::clone3(&args, program_entry, &raw mut attempt) };
+    let returned = unsafe { raw::clone(flags, stack, &raw mut pidfd, program_entry, &raw mut attempt) };
     // SAFETY: the child wrote through a pointer; reading it back volatile keeps the compiler from its earlier knowledge.
     let failed = unsafe { (&raw const attempt.failed).read_volatile() };
     match raw::check(returned) {
         Err(errno) => Err(NotStarted { step: step::CLONE, errno }),
         Ok(_) if failed.errno != Errno(0) => Err(failed),
         Ok(pid) => {
-            // SAFETY: the kernel stored the descriptor here before clone3 returned.
+            // SAFETY: the kernel stored the descriptor here before clone returned.
             let pidfd = unsafe { (&raw const pidfd).read_volatile() };
             Ok(Program { pid: raw::fd_from(pid), pidfd })
         }
     }
 }
 
-unsafe extern "C" fn program_entry(attempt: *mut Attempt) -> ! {
+unsafe extern "C" fn program_entry(attempt: *mut Attempt<'_>) -> ! {
     // SAFETY: `start_program` stands still in vfork and passed a pointer to its own local.
     let attempt = unsafe { &mut *attempt };
-    attempt.failed = become_program(&attempt.image, attempt.standard);
+    attempt.failed = become_program(&attempt.image, attempt.standard, attempt.own);
     raw::exit(127)
 }
 
 /// Returns only if it failed.
-fn become_program(image: &Image, standard: Standard) -> NotStarted {
+fn become_program(image: &Image, standard: Standard, own: Option<&Image>) -> NotStarted {
     let header = image.header();
     let fail = |step: u64| move |errno: Errno| NotStarted { step, errno };
     let steps = || -> core::result::Result<(), NotStarted> {
         raw::setsid().map_err(fail(step::DESCRIPTORS))?;
+        // The daemon's and its init's: a program is scheduled as it would be anywhere.
+        match raw::take_turns(0) {
+            // A filter around all of this that forbids it has kept the daemon from it too.
+            Ok(()) | Err(_) => {}
+        }
         take_standard(standard).map_err(fail(step::TERMINAL))?;
         #[expect(clippy::cast_possible_truncation, reason = "the daemon passes at most PASSED_MAX")]
         let passed = header.passed as usize;
@@ -220,7 +234,11 @@ fn become_program(image: &Image, standard: Standard) -> NotStarted {
         raw::umask(header.umask as usize).map_err(fail(step::CWD))?;
         raw::chdir(image.cwd()).map_err(fail(step::CWD))?;
         raw::set_signal_mask(0).map_err(fail(step::EXEC))?;
-        install_seccomp(image).map_err(fail(step::SECCOMP))
+        match own {
+            // It has it from its init.
+            Some(own) if own.filter() == image.filter() => Ok(()),
+            Some(_) | None => install_filter(image).map_err(fail(step::SECCOMP)),
+        }
     };
     match steps() {
         Err(failed) => failed,
@@ -309,7 +327,11 @@ fn set_rlimits(image: &Image) -> Result<()> {
     Ok(())
 }
 
-fn install_seccomp(image: &Image) -> Result<()> {
+/// Puts this process under the image's filter for good, and all that it starts.
+///
+/// # Errors
+/// What the kernel says.
+pub fn install_filter(image: &Image) -> Result<()> {
     const SECCOMP_SET_MODE_FILTER: usize = 1;
     #[repr(C)]
     struct Program {
@@ -321,7 +343,7 @@ fn install_seccomp(image: &Image) -> Result<()> {
         return Ok(());
     }
     let len = u16::try_from(header.seccomp_len).map_err(|_too_long| EINVAL)?;
-    let program = Program { len, filter: image.table(header.seccomp).cast::<u8>() };
+    let program = Program { len, filter: image.filter().as_ptr() };
     // SAFETY: the kernel reads a `struct sock_fprog` and `len` instructions of eight bytes, which map() checked.
     raw::check(unsafe {
         raw::syscall(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, 0, (&raw const program) as usize, 0, 0, 0)
@@ -398,49 +420,14 @@ pub fn reap(block: bool) -> Result<Option<Reaped>> {
     }))
 }
 
-/// `struct msghdr`.
-#[repr(C)]
-struct Message {
-    name: usize,
-    name_len: u32,
-    vector: *const [usize; 2],
-    vector_len: usize,
-    control: usize,
-    control_len: usize,
-    flags: i32,
-}
-
-/// One `SCM_RIGHTS` with one descriptor, padded to the next word.
-#[repr(C, align(8))]
-#[derive(Clone, Copy)]
-struct Rights {
-    len: usize,
-    level: i32,
-    kind: i32,
-    fd: i32,
-    pad: i32,
-}
-
-const RIGHTS_BYTES: usize = 20;
-const SOL_SOCKET: i32 = 1;
-const SCM_RIGHTS: i32 = 1;
-
 /// Sends a report, with a descriptor if `passing` is one. A daemon that is gone or does not read is not waited for.
 ///
 /// # Errors
 /// EPIPE when the daemon is gone, EAGAIN when it does not read.
 pub fn send_report(report: &Report, passing: Option<i32>) -> Result<()> {
-    const MSG_DONTWAIT_NOSIGNAL: usize = 0x40 | 0x4000;
-    let rights = Rights { len: RIGHTS_BYTES, level: SOL_SOCKET, kind: SCM_RIGHTS, fd: passing.unwrap_or(-1), pad: 0 };
-    let vector = [core::ptr::from_ref(report) as usize, size_of::<Report>()];
-    let (control, control_len) =
-        if passing.is_some() { ((&raw const rights) as usize, size_of::<Rights>()) } else { (0, 0) };
-    let message =
-        Message { name: 0, name_len: 0, vector: &raw const vector, vector_len: 1, control, control_len, flags: 0 };
-    let at = (&raw const message) as usize;
-    // SAFETY: the message points to one whole report and at most one whole control message, all alive here.
-    raw::check(unsafe { raw::syscall(nr::SENDMSG, raw::fd_arg(SOCKET_FD), at, MSG_DONTWAIT_NOSIGNAL, 0, 0, 0) })?;
-    Ok(())
+    // SAFETY: a report is words without padding.
+    let bytes = unsafe { core::slice::from_raw_parts(core::ptr::from_ref(report).cast::<u8>(), size_of::<Report>()) };
+    raw::send_packet(SOCKET_FD, bytes, passing)
 }
 
 /// An `SCM_RIGHTS` with room for all descriptors of an order.
@@ -463,7 +450,7 @@ pub fn receive_order() -> Result<(Order, [i32; ORDER_FDS_MAX])> {
     let mut order = Order::default();
     let mut rights = OrderRights { len: 0, level: 0, kind: 0, fds: [-1; ORDER_FDS_MAX] };
     let vector = [(&raw mut order) as usize, size_of::<Order>()];
-    let mut message = Message {
+    let mut message = raw::Message {
         name: 0,
         name_len: 0,
         vector: &raw const vector,
@@ -480,7 +467,7 @@ pub fn receive_order() -> Result<(Order, [i32; ORDER_FDS_MAX])> {
     // SAFETY: as above.
     let rights = unsafe { (&raw const rights).read_volatile() };
     let mut fds = [-1; ORDER_FDS_MAX];
-    if rights.level == SOL_SOCKET && rights.kind == SCM_RIGHTS {
+    if rights.level == raw::SOL_SOCKET && rights.kind == raw::SCM_RIGHTS {
         let count = rights.len.saturating_sub(HEADER_BYTES) / size_of::<i32>();
         for (to, from) in fds.iter_mut().zip(rights.fds).take(count) {
             *to = from;
@@ -494,9 +481,17 @@ pub fn receive_order() -> Result<(Order, [i32; ORDER_FDS_MAX])> {
 /// # Errors
 /// EBADF.
 pub fn move_descriptor(from: i32, to: i32) -> Result<()> {
-    const O_CLOEXEC: usize = 0o2_000_000;
-    raw::dup3(raw::fd_arg(from), raw::fd_arg(to), O_CLOEXEC)?;
+    copy_descriptor(from, to)?;
     raw::close(raw::fd_arg(from)).map(|_| ())
+}
+
+/// Makes `to` another name of what `from` names.
+///
+/// # Errors
+/// EBADF.
+pub fn copy_descriptor(from: i32, to: i32) -> Result<()> {
+    const O_CLOEXEC: usize = 0o2_000_000;
+    raw::dup3(raw::fd_arg(from), raw::fd_arg(to), O_CLOEXEC).map(|_| ())
 }
 
 /// Writes an entry into the exit ledger. One write of one page that is there already: it neither waits nor allocates.

@@ -42,7 +42,6 @@ pub mod nr {
     pub const PWRITE64: usize = 18;
     pub const FCNTL: usize = 72;
     pub const GETPID: usize = 39;
-    pub const CLONE: usize = 56;
     pub const EXECVE: usize = 59;
     pub const EXIT: usize = 60;
     pub const WAIT4: usize = 61;
@@ -60,6 +59,7 @@ pub mod nr {
     pub const GETRESGID: usize = 120;
     pub const CAPSET: usize = 126;
     pub const PIVOT_ROOT: usize = 155;
+    pub const CHROOT: usize = 161;
     pub const PRCTL: usize = 157;
     pub const MOUNT: usize = 165;
     pub const UMOUNT2: usize = 166;
@@ -71,13 +71,15 @@ pub mod nr {
     pub const DUP3: usize = 292;
     pub const PRLIMIT64: usize = 302;
     pub const OPENAT: usize = 257;
-    pub const MKDIRAT: usize = 258;
     pub const SETNS: usize = 308;
     pub const SECCOMP: usize = 317;
     pub const EXECVEAT: usize = 322;
     pub const OPEN_TREE: usize = 428;
     pub const MOVE_MOUNT: usize = 429;
+    pub const CLONE: usize = 56;
     pub const CLONE3: usize = 435;
+    pub const SCHED_SETATTR: usize = 314;
+    pub const SCHED_GETATTR: usize = 315;
     pub const CLOSE_RANGE: usize = 436;
     pub const MOUNT_SETATTR: usize = 442;
     pub const CLOCK_GETTIME: usize = 228;
@@ -211,6 +213,16 @@ pub fn exit(code: i32) -> ! {
 pub fn chdir(path: &CStr) -> Result<usize> {
     // SAFETY: the path ends with NUL and the kernel only reads it.
     check(unsafe { syscall(nr::CHDIR, path.as_ptr() as usize, 0, 0, 0, 0, 0) })
+}
+
+/// chroot(2).
+///
+/// # Errors
+/// What the kernel says.
+#[inline(always)]
+pub fn chroot(path: &CStr) -> Result<usize> {
+    // SAFETY: the path ends with NUL and the kernel only reads it.
+    check(unsafe { syscall(nr::CHROOT, path.as_ptr() as usize, 0, 0, 0, 0, 0) })
 }
 
 /// mount(2).
@@ -353,6 +365,107 @@ pub fn set_signal_mask(mask: u64) -> Result<u64> {
     Ok(old)
 }
 
+/// `struct sched_attr`, its first version.
+#[repr(C)]
+#[derive(Default)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Has this process take turns of so many nanoseconds on a processor, at least 100,000; 0 is the kernel's own length. It gets no
+/// more of the processor by shorter turns, but each comes sooner (Linux 6.12 and newer; others take no notice). Who is
+/// scheduled in another way than most stays so, and inherits nothing.
+///
+/// # Errors
+/// EPERM or ENOSYS under a filter that does not allow it.
+pub fn take_turns(nanoseconds: u64) -> Result<()> {
+    let mut attr = SchedAttr::default();
+    let at = (&raw mut attr) as usize;
+    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    check(unsafe { syscall(nr::SCHED_GETATTR, 0, at, size_of::<SchedAttr>(), 0, 0, 0) })?;
+    // SAFETY: the kernel wrote through a pointer; reading back volatile keeps the compiler from its earlier knowledge.
+    let found = unsafe { (&raw const attr).read_volatile() };
+    if found.policy != 0 || found.runtime == nanoseconds {
+        return Ok(());
+    }
+    let wanted = SchedAttr { runtime: nanoseconds, ..found };
+    // SAFETY: the kernel reads one `struct sched_attr`.
+    check(unsafe { syscall(nr::SCHED_SETATTR, 0, (&raw const wanted) as usize, 0, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// `struct msghdr`.
+#[repr(C)]
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each is the kernel's own name")]
+pub struct Message {
+    pub name: usize,
+    pub name_len: u32,
+    pub vector: *const [usize; 2],
+    pub vector_len: usize,
+    pub control: usize,
+    pub control_len: usize,
+    pub flags: i32,
+}
+
+/// One `SCM_RIGHTS` with one descriptor, padded to the next word.
+#[repr(C, align(8))]
+struct Rights {
+    len: usize,
+    level: i32,
+    kind: i32,
+    fd: i32,
+    pad: i32,
+}
+
+/// Level of control messages.
+pub const SOL_SOCKET: i32 = 1;
+/// Kind of a control message that brings descriptors.
+pub const SCM_RIGHTS: i32 = 1;
+
+/// Sends one packet, with a descriptor if `passing` is one. A peer that is gone or does not read is not waited for.
+///
+/// # Errors
+/// EPIPE when the peer is gone, EAGAIN when it does not read.
+pub fn send_packet(socket: i32, bytes: &[u8], passing: Option<i32>) -> Result<()> {
+    const MSG_DONTWAIT_NOSIGNAL: usize = 0x40 | 0x4000;
+    const RIGHTS_BYTES: usize = 20;
+    let rights = Rights { len: RIGHTS_BYTES, level: SOL_SOCKET, kind: SCM_RIGHTS, fd: passing.unwrap_or(-1), pad: 0 };
+    let vector = [bytes.as_ptr() as usize, bytes.len()];
+    let (control, control_len) =
+        if passing.is_some() { ((&raw const rights) as usize, size_of::<Rights>()) } else { (0, 0) };
+    let message =
+        Message { name: 0, name_len: 0, vector: &raw const vector, vector_len: 1, control, control_len, flags: 0 };
+    let at = (&raw const message) as usize;
+    // SAFETY: the message points to whole bytes and at most one whole control message, all alive here.
+    check(unsafe { syscall(nr::SENDMSG, fd_arg(socket), at, MSG_DONTWAIT_NOSIGNAL, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// clone(2) of a child that runs `entry` from the upper end of `stack` on; the parent gets its pid, and its pidfd where
+/// `flags` say so. For who is under a filter, which cannot look at what clone3(2) is given.
+///
+/// # Safety
+/// As of [`clone3`]; `pidfd` is written to.
+pub unsafe fn clone<T>(
+    flags: usize,
+    stack: (*mut u8, usize),
+    pidfd: *mut i32,
+    entry: unsafe extern "C" fn(*mut T) -> !,
+    argument: *mut T,
+) -> isize {
+    let top = stack.0.wrapping_add(stack.1) as usize;
+    // SAFETY: the caller vouches for all of them.
+    unsafe { child([nr::CLONE, flags, top, pidfd as usize], entry, argument) }
+}
+
 /// `struct clone_args` of clone3(2), version 2 (with the cgroup).
 #[derive(Debug, Default)]
 #[repr(C, align(8))]
@@ -377,9 +490,22 @@ pub struct CloneArgs {
 /// `args` must have `CLONE_VM` and a stack of the child's own, which outlives it; `entry` must be sound to run with
 /// `argument` beside the caller, or instead of it where `args` has `CLONE_VFORK`.
 pub unsafe fn clone3<T>(args: &CloneArgs, entry: unsafe extern "C" fn(*mut T) -> !, argument: *mut T) -> isize {
+    let at = core::ptr::from_ref(args) as usize;
+    // SAFETY: the caller vouches for all of them.
+    unsafe { child([nr::CLONE3, at, size_of::<CloneArgs>(), 0], entry, argument) }
+}
+
+/// Makes a call, given by its number and its first three arguments, that returns twice: here, and with 0 in a child that has a
+/// stack of its own.
+///
+/// # Safety
+/// As of [`clone3`].
+unsafe fn child<T>(call: [usize; 4], entry: unsafe extern "C" fn(*mut T) -> !, argument: *mut T) -> isize {
+    let [number, a, b, c] = call;
     let result: isize;
     // SAFETY: in the parent only rax, rcx and r11 change. The child starts with an empty stack, aligned to 16, and calls
-    // `entry`, which does not return, so nothing of this frame is used by it.
+    // `entry`, which does not return, so nothing of this frame is used by it. Without their flags, clone(2) does not look at
+    // its last two arguments.
     unsafe {
         asm!(
             "syscall",
@@ -390,9 +516,12 @@ pub unsafe fn clone3<T>(args: &CloneArgs, entry: unsafe extern "C" fn(*mut T) ->
             "call r13",
             "ud2",
             "2:",
-            inlateout("rax") nr::CLONE3 => result,
-            in("rdi") core::ptr::from_ref(args),
-            in("rsi") size_of::<CloneArgs>(),
+            inlateout("rax") number => result,
+            in("rdi") a,
+            in("rsi") b,
+            in("rdx") c,
+            in("r10") 0,
+            in("r8") 0,
             in("r12") argument,
             in("r13") entry,
             lateout("rcx") _,

@@ -22,7 +22,7 @@ use super::told::{Told, Worker};
 use super::{Findings, Instance, Invariant};
 
 const LOW_NUMBERS: usize = 352;
-const OF_DAEMON: usize = 38;
+const OF_DAEMON: usize = 42;
 const OF_POOL: usize = 4;
 const OF_WORKER: usize = 12;
 
@@ -70,7 +70,11 @@ fn sockets(open: &[Open], control: &Path) -> Sockets {
         // __SO_ACCEPTCON, SS_CONNECTED; what was accepted bears the name of where it was accepted.
         if flags == "00010000" {
             count.listeners += 1;
-        } else if state == "03" && fields.get(7).is_some_and(|path| path.starts_with(&format!("{dir}/control"))) {
+        } else if state == "03"
+            && fields.get(7).is_some_and(|path| {
+                ["control", "gateway/inside/control"].iter().any(|name| path.starts_with(&format!("{dir}/{name}")))
+            })
+        {
             count.clients += 1;
         }
     }

@@ -12,7 +12,7 @@ const RUNTIME: [&str; 5] = ["control.sock", "exits", "lock", "notify", "work"];
 /// What of it stays: an empty directory and a lock do no harm, and a lock that is removed is no lock.
 const RUNTIME_LEFT: [&str; 4] = ["exits", "lock", "notify", "work"];
 /// What is in its state directory, always.
-const STATE: [&str; 11] = [
+const STATE: [&str; 12] = [
     "certificates",
     "certificates.1",
     "images",
@@ -23,6 +23,7 @@ const STATE: [&str; 11] = [
     "quarantine",
     "sessions",
     "state",
+    "tasks",
     "volumes",
 ];
 
@@ -66,7 +67,10 @@ pub(crate) fn owned(instance: &Instance, told: &Told, found: &mut Findings) {
     for entry in own_entries(instance, &instance.runtime_dir) {
         let is_socket = fs::symlink_metadata(&entry).is_ok_and(|meta| meta.file_type().is_socket());
         let is_bound = is_socket && bound.contains(&entry);
-        if !RUNTIME.contains(&name(&entry).as_str()) && !is_bound {
+        let its = name(&entry);
+        // The gateway's socket, in a directory that only root enters.
+        let is_gateways = its == "gateway" && told.pools().contains(&"gateway");
+        if !RUNTIME.contains(&its.as_str()) && !is_bound && !is_gateways {
             orphan(entry.display().to_string());
         }
     }

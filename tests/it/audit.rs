@@ -161,3 +161,50 @@ fn logs_are_rotated_and_read_across_their_files() {
     let summary = daemon.cli(&["audit", "query", "--summary", "--event", "filler", "--json"]).json();
     assert_eq!(summary["count"], filled.lines().count());
 }
+
+#[test]
+fn what_is_done_to_volumes_and_images_is_written_down_with_and_without_a_daemon() {
+    needs!(Root, CgroupTree, Userns, Program("tar"));
+    let mut daemon = Daemon::start("[pool.web]\ncommand = ['sleep', 'infinity']\n");
+    wait_healthy(&mut daemon, 1);
+    let at = |name: &str| daemon.path(name).display().to_string();
+    let (tar, backup) = (at("out.tar.gz"), at("backup.tar.gz"));
+    let wrong = at("wrong.tar");
+    fs::write(&wrong, [b'x'; 2000]).expect("write no archive");
+    for arguments in [
+        &["volume", "create", "data"][..],
+        &["volume", "export", "data", "-o", &tar],
+        &["volume", "import", "copy", &tar],
+        &["backup", "-o", &backup],
+        &["image", "import", &tar, "--name", "it:1"],
+        &["image", "rm", "it:1"],
+        &["gc"],
+    ] {
+        let output = daemon.cli(arguments);
+        assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{arguments:?}: {output:?}");
+    }
+    assert_eq!(daemon.cli(&["image", "import", &wrong, "--name", "no:1"]).status, 1);
+    assert_eq!(daemon.cli(&["volume", "import", "copy", &wrong, "--replace"]).status, 1);
+    assert_eq!(daemon.stop(), 0);
+    assert_eq!(daemon.cli(&["restore", &backup, "--replace"]).status, 0);
+    let by_root = entries(&daemon, &["--user", "0"]);
+    let one = |event: &str| {
+        let mut found = by_root.iter().filter(|entry| entry["event"] == event);
+        let entry = found.next().unwrap_or_else(|| panic!("no {event} in {by_root:?}"));
+        assert!(found.next().is_none(), "{event} is there twice");
+        assert!(!field(entry, "pid").is_empty() && field(entry, "container") == daemon.instance(), "{entry}");
+        entry
+    };
+    assert_eq!((field(one("volume_export"), "resource"), field(one("volume_export"), "to")), ("data", &*tar));
+    assert_eq!((field(one("volume_import"), "resource"), field(one("volume_import"), "replaced")), ("copy", "false"));
+    assert_eq!((field(one("backup"), "resource"), field(one("backup"), "volumes")), (&*backup, "copy,data"));
+    assert_eq!((field(one("restore"), "resource"), field(one("restore"), "volumes")), (&*backup, "copy,data"));
+    assert_eq!(field(one("image_import"), "resource"), "it:1");
+    assert!(field(one("image_import"), "digest").starts_with("sha256:"));
+    assert_eq!(field(one("image_import_failed"), "resource"), "no:1");
+    assert!(field(one("image_import_failed"), "cause").contains("checksum"), "{by_root:?}");
+    assert_eq!(field(one("image_remove"), "resource"), "it:1");
+    assert_eq!(field(one("gc"), "orphans"), "0");
+    let mode = fs::metadata(daemon.path("state/logs/audit.log")).expect("look at it").permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+}

@@ -10,13 +10,13 @@ use crate::fixture::Daemon;
 use crate::needs::{Need, cgroup_mount, met, needs};
 
 /// A pool of two warm workers whose projects lie below `projects`.
-fn config(projects: &Path, more: &str) -> String {
+pub(crate) fn config(projects: &Path, more: &str) -> String {
     let projects = projects.display();
     format!("[pool.work]\n{more}\n[pool.work.claims]\nmin = 2\nmax = 4\nprojects = ['{projects}']\n")
 }
 
 /// A directory for projects, away from /tmp, which workers have one of their own of.
-fn projects() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn projects() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir_in("/var/tmp").expect("a directory");
     let path = dir.path().canonicalize().expect("its path");
     (dir, path)
@@ -27,12 +27,12 @@ fn claims(daemon: &Daemon) -> Value {
     status["pools"].as_array().and_then(|pools| pools.first()).map(|pool| pool["claims"].clone()).unwrap_or_default()
 }
 
-fn warm(daemon: &mut Daemon, count: u64) {
+pub(crate) fn warm(daemon: &mut Daemon, count: u64) {
     daemon.wait_until("warm workers", |daemon| (claims(daemon)["warm"] == count).then_some(()));
 }
 
 /// What a session has written into its project, once it has written it whole.
-fn report(daemon: &mut Daemon, file: &Path) -> String {
+pub(crate) fn report(daemon: &mut Daemon, file: &Path) -> String {
     daemon.wait_until("the session's report", |_| {
         std::fs::read_to_string(file).ok().filter(|text| text.ends_with("done\n"))
     })
@@ -200,6 +200,63 @@ fn a_secret_is_in_no_environment_argument_log_state_or_other_worker() {
     assert_eq!(daemon.stop(), 0);
 }
 
+/// The processes and files of theirs that hold `wanted`, but for those that `may`.
+fn processes_with(wanted: &str, may: impl Fn(u32) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        for file in ["environ", "cmdline"] {
+            let bytes = std::fs::read(entry.path().join(file)).unwrap_or_default();
+            if bytes.windows(wanted.len()).any(|window| window == wanted.as_bytes()) && !may(pid) {
+                found.push(entry.path().join(file).display().to_string());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_further_program_has_what_the_claim_gave_also_after_a_restart() {
+    const CANARY: &str = "canary-of-a-variable-91c4";
+    needs!(Root, CgroupTree);
+    let (_dir, root) = projects();
+    std::fs::write(root.join("secret"), "of the file").expect("a secret");
+    let mut daemon = Daemon::start(&config(&root, "env = { OF_POOL = 'pool', BOTH = 'pool' }"));
+    warm(&mut daemon, 2);
+    let secret = format!("key={}", root.join("secret").display());
+    // Only the command of the caller's knows the word; here it comes from a file, as an operator's shell would have it.
+    let request = serde_json::json!({ "pool": "work", "session": "one", "command": ["sleep", "1000"],
+        "env": [format!("TOKEN={CANARY}"), "BOTH=claim"], "secrets": ["key=of the file"] });
+    let mut line =
+        crate::checker::line::Line::connect(&daemon.path("run/control.sock"), crate::fixture::EVENT_DEADLINE)
+            .expect("connect");
+    let claimed = line.ask("Claim", &request).expect("an answer");
+    assert_eq!(claimed["parameters"]["session"], "one", "{claimed}");
+    let main = u32::try_from(claimed["parameters"]["pid"].as_u64().expect("its pid")).expect("a pid");
+    assert_eq!(daemon.cli(&["claim", "--name", "two", "--secret", &secret, "--", "sleep", "1000"]).status, 0);
+    let script = "echo $TOKEN $OF_POOL $BOTH $MORE $HALSUP_SESSION; cat /run/secrets/key; tr '\\0' '\\n' < /proc/self/cmdline | grep -c canary";
+    let look = |daemon: &Daemon| {
+        let run = daemon.cli(&["exec", "-e", "MORE=more", "one", "--", "sh", "-c", script]);
+        assert_eq!(run.stdout, format!("{CANARY} pool claim more one\nof the file0\n"), "{run:?}");
+        let other = daemon.cli(&["exec", "two", "--", "sh", "-c", "echo ${TOKEN-none} $BOTH"]);
+        assert_eq!(other.stdout, "none pool\n", "another session has it not: {other:?}");
+        let held = files_with(&daemon.path("."), CANARY.as_bytes());
+        assert_eq!(held, Vec::<PathBuf>::new());
+        assert_eq!(processes_with(CANARY, |pid| pid == main), Vec::<String>::new(), "the program itself has it");
+        assert!(!daemon.stderr().contains(CANARY));
+        let inspected = daemon.cli(&["inspect", "one", "--json"]);
+        assert!(!inspected.stdout.contains(CANARY) && inspected.status == 0);
+    };
+    look(&daemon);
+    assert_eq!(daemon.cli(&["daemon", "reexec"]).status, 0);
+    look(&daemon);
+    crate::look::signal(i32::try_from(daemon.pid()).expect("a pid"), rustix::process::Signal::KILL);
+    daemon.start_again();
+    daemon.wait_until("the sessions", |daemon| (claims(daemon)["busy"] == 2).then_some(()));
+    look(&daemon);
+    assert_eq!(daemon.stop(), 0);
+}
+
 /// Files below `dir` that hold `wanted`.
 fn files_with(dir: &Path, wanted: &[u8]) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -353,5 +410,172 @@ fn a_daemon_that_is_killed_during_claims_keeps_those_that_were_answered_and_no_o
         }
         daemon.wait_until("nothing claimed", |daemon| (claims(daemon)["busy"] == 0).then_some(()));
     }
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// Mounts a file system that answers while it is mounted and is looked at once, says so, and then never again.
+const HANGS: &str = r#"
+import ctypes, os, struct, sys
+at, libc = sys.argv[1], ctypes.CDLL(None, use_errno=True)
+fuse = os.open('/dev/fuse', os.O_RDWR)
+options = ('fd=%d,rootmode=40755,user_id=0,group_id=0,allow_other' % fuse).encode()
+assert libc.mount(b'halsup-test', at.encode(), b'fuse', 6, options) == 0, os.strerror(ctypes.get_errno())
+attr = struct.pack('<QQQQQQIIIIIIIIII', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0)
+print('mounted', flush=True)
+while True:
+    call = os.read(fuse, 1 << 17)
+    length, code, unique = struct.unpack('<IIQ', call[:16])
+    if code == 26: body = struct.pack('<IIIIHHIIHHI', 7, 31, 0, 0, 0, 0, 4096, 1, 0, 0, 0) + bytes(28)
+    elif code == 3: body = struct.pack('<QII', 0, 0, 0) + attr
+    elif code == 1: print('asked', flush=True); continue
+    else: continue
+    os.write(fuse, struct.pack('<IiQ', 16 + len(body), 0, unique) + body)
+"#;
+
+/// Its server, in the daemon's mount namespace.
+struct Hung(std::process::Child);
+
+impl Drop for Hung {
+    /// With the server gone everything that waits for it goes on.
+    fn drop(&mut self) {
+        self.0.kill().expect("end it");
+        self.0.wait().expect("reap it");
+    }
+}
+
+#[test]
+#[expect(clippy::disallowed_types, reason = "a file system that does not answer is another program's")]
+fn a_file_system_that_does_not_answer_holds_up_nobody_but_whoever_named_it() {
+    needs!(Root, CgroupTree, Python3, Fuse, Program("nsenter"));
+    let (_dir, root) = projects();
+    let hung = root.join("hung");
+    std::fs::create_dir(&hung).expect("a place");
+    // Mounted for the daemon and its callers alone: other tests see that nothing new is mounted on the host.
+    let apart = ["unshare", "--mount", "--propagation", "private"];
+    let mut daemon = Daemon::start_under(&apart, &config(&root, ""));
+    warm(&mut daemon, 2);
+    let pid = daemon.pid().to_string();
+    let beside = |words: &[&str]| {
+        let mut command = std::process::Command::new("nsenter");
+        command.args(["--target", &pid, "--mount", "--"]).args(words).stdout(std::process::Stdio::piped());
+        command
+    };
+    let at = hung.display().to_string();
+    let mut fuse = Hung(beside(&["python3", "-c", HANGS, &at]).spawn().expect("run python"));
+    let mut said = std::io::BufReader::new(fuse.0.stdout.take().expect("piped"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).expect("read");
+    assert_eq!(line, "mounted\n");
+    let control = daemon.path("run/control.sock");
+    let connect = || crate::checker::line::Line::connect(&control, crate::fixture::EVENT_DEADLINE).expect("connect");
+    let inside = hung.join("project").display().to_string();
+    let requests = [
+        serde_json::json!({ "pool": "work", "project": inside, "command": ["true"] }),
+        serde_json::json!({ "pool": "work", "mounts": [format!("{inside}:/data")], "command": ["true"] }),
+    ];
+    for request in requests {
+        let mut line = connect();
+        line.say("Claim", &request, false).expect("say it");
+        // Somebody else's call behind it is answered at once, and so is the claim itself.
+        let pinged = connect().ask("Ping", &serde_json::json!({}));
+        assert!(pinged.is_some(), "the daemon hangs: {request}");
+        let answer = line.next().expect("an answer");
+        assert!(
+            answer["parameters"]["reason"].as_str().is_some_and(|text| text.contains("is not at hand")),
+            "{answer}"
+        );
+    }
+    assert_eq!(claims(&daemon)["busy"], 0, "no worker was taken for it");
+    // The command waits for what it names; the daemon does not.
+    let socket = control.display().to_string();
+    let program = crate::place::program().into_string().expect("ASCII");
+    let claim = [&*program, "--socket", &socket, "claim", "--project", &inside, "--", "true"];
+    let mut waits = beside(&claim).stderr(std::process::Stdio::null()).spawn().expect("run halsup");
+    line.clear();
+    std::io::BufRead::read_line(&mut said, &mut line).expect("read");
+    assert_eq!(line, "asked\n");
+    assert!(connect().ask("Ping", &serde_json::json!({})).is_some());
+    drop(fuse);
+    assert!(!waits.wait().expect("reap it").success());
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// The ports that sessions are told, by their names.
+fn told_ports(daemon: &Daemon, sessions: &[&str]) -> Vec<(u16, u16)> {
+    let ask = |name: &&str| {
+        let script = "echo $PORT $HALSUP_PORT_FIRST $HALSUP_PORT_LAST";
+        let run = daemon.cli(&["exec", name, "--", "sh", "-c", script]);
+        let numbers: Vec<u16> = run.stdout.split_whitespace().map(|word| word.parse().expect("a port")).collect();
+        let [port, first, last] = numbers[..] else { panic!("{run:?}") };
+        assert_eq!(port, first);
+        (first, last)
+    };
+    sessions.iter().map(ask).collect()
+}
+
+#[track_caller]
+fn are_apart(ports: &[(u16, u16)]) {
+    for (at, (first, last)) in ports.iter().enumerate() {
+        assert!((21_000..=21_059).contains(first) && last - first == 9, "{ports:?}");
+        assert!(ports[..at].iter().all(|(one, other)| last < one || first > other), "{ports:?}");
+    }
+}
+
+#[test]
+fn each_session_is_told_ports_that_no_other_has() {
+    needs!(Root, CgroupTree);
+    let config = "[pool.work]\nports = '21000-21059'\n[pool.work.claims]\nmin = 2\nmax = 2\nsessions = 4\n";
+    let mut daemon = Daemon::start(config);
+    warm(&mut daemon, 2);
+    let claim = |daemon: &Daemon, name: &str| {
+        let claimed = daemon.cli(&["claim", "--cold-ok", "--name", name, "--", "sleep", "1000"]);
+        assert_eq!(claimed.status, 0, "{claimed:?}");
+    };
+    for name in ["one", "two", "three"] {
+        claim(&daemon, name);
+    }
+    let before = told_ports(&daemon, &["one", "two", "three"]);
+    are_apart(&before);
+    // What is given back is given out again; what is adopted keeps what it was told, and nobody else is told the same.
+    crate::look::signal(i32::try_from(daemon.pid()).expect("a pid"), rustix::process::Signal::KILL);
+    daemon.start_again();
+    daemon.wait_until("the sessions", |daemon| (claims(daemon)["busy"] == 3).then_some(()));
+    assert_eq!(told_ports(&daemon, &["one", "two", "three"]), before);
+    for round in 0..4 {
+        assert_eq!(daemon.cli(&["release", "two"]).status, 0);
+        daemon.wait_until("its end", |daemon| (claims(daemon)["busy"] == 2).then_some(()));
+        warm(&mut daemon, 2);
+        claim(&daemon, "two");
+        let now = told_ports(&daemon, &["one", "two", "three"]);
+        are_apart(&now);
+        assert_eq!((now[0], now[2]), (before[0], before[2]), "round {round}");
+    }
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[test]
+fn what_was_made_for_claims_of_a_pool_goes_with_it() {
+    needs!(Root, CgroupTree);
+    let (_dir, root) = projects();
+    let mut daemon = Daemon::start("");
+    // What is mounted nowhere is shown as a root of its own.
+    let detached = |daemon: &Daemon| {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("its descriptors").flatten();
+        open.filter(|one| std::fs::read_link(one.path()).is_ok_and(|target| target == Path::new("/"))).count()
+    };
+    let before = detached(&daemon);
+    daemon.place().configure(&config(&root, ""));
+    assert_eq!(daemon.cli(&["daemon", "reload"]).status, 0);
+    warm(&mut daemon, 2);
+    std::fs::write(root.join("secret"), "word").expect("a secret");
+    let secret = format!("key={}", root.join("secret").display());
+    let claimed = daemon.cli(&["claim", "--name", "one", "--secret", &secret, "--", "sleep", "1000"]);
+    assert_eq!(claimed.status, 0, "{claimed:?}");
+    // The next claims will bring secrets too.
+    daemon.wait_until("places for them", |daemon| (detached(daemon) > before).then_some(()));
+    assert_eq!(daemon.cli(&["release", "one"]).status, 0);
+    daemon.place().configure("");
+    assert_eq!(daemon.cli(&["daemon", "reload"]).status, 0);
+    daemon.wait_until("nothing of them", |daemon| (detached(daemon) == before).then_some(()));
     assert_eq!(daemon.stop(), 0);
 }

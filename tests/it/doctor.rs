@@ -11,6 +11,7 @@ use crate::fixture::Daemon;
 use crate::look::{wait_certificate, wait_healthy, wait_line};
 use crate::needs::needs;
 use crate::place::{Output, Place, run};
+use crate::ports::free_ports;
 
 const SLEEPER: &str = "command = ['sleep', 'infinity']\n";
 const NOBODY: u32 = 65_534;
@@ -99,9 +100,7 @@ fn all_is_well_and_each_pool_and_volume_is_named() {
 #[test]
 fn a_service_that_fails_to_start_in_time() {
     needs!(Root, CgroupTree);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("find a free port");
-    let port = listener.local_addr().expect("it has one").port();
-    drop(listener);
+    let port = free_ports(1);
     let service = format!(
         "[service.chromadb]\nbase_port = {port}\nready = 'http:/api/v2/heartbeat'\nready_timeout = '1s'\n{SLEEPER}"
     );
@@ -127,9 +126,7 @@ fn a_port_that_somebody_else_has() {
 #[test]
 fn a_service_that_nobody_can_reach() {
     needs!(Root, CgroupTree);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("find a free port");
-    let port = listener.local_addr().expect("it has one").port();
-    drop(listener);
+    let port = free_ports(1);
     let own = format!("[pool.web]\nnet = 'own'\n{SLEEPER}");
     let mut daemon = Daemon::start(&format!("[service.chromadb]\nbase_port = {port}\n{SLEEPER}{own}"));
     wait_healthy(&mut daemon, 2);

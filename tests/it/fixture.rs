@@ -224,6 +224,11 @@ impl Daemon {
         self.place.path(name)
     }
 
+    /// Writes its configuration anew, for a reload or the next start.
+    pub(crate) fn configure(&self, config: &str) {
+        self.place.configure(config);
+    }
+
     /// The instance's name, which is also the name of its cgroup.
     pub(crate) fn instance(&self) -> &str {
         self.place.instance()

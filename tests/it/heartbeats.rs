@@ -7,6 +7,7 @@ use crate::look::{
     ANSWERS_PINGS, certificates, pid, python, signal, wait_certificate, wait_healthy, wait_line, worker,
 };
 use crate::needs::needs;
+use crate::ports::free_ports;
 
 /// The example workers that users copy.
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/workers");
@@ -65,10 +66,11 @@ fn an_independent_worker_is_only_called_unhealthy() {
 #[test]
 fn a_web_server_is_ready_when_it_answers() {
     needs!(Root, CgroupTree, Python3);
-    let mut daemon = Daemon::start(
-        "[pool.web]\nsize = 3\nbase_port = 47310\nready = 'http:/'\ncommand = ['python3', '-m', 'http.server', '{port}', '--bind', '127.0.0.1']\n\
+    let first = free_ports(3);
+    let mut daemon = Daemon::start(&format!(
+        "[pool.web]\nsize = 3\nbase_port = {first}\nready = 'http:/'\ncommand = ['python3', '-m', 'http.server', '{{port}}', '--bind', '127.0.0.1']\n\
          [pool.web.heartbeat]\nsource = 'tcp'\ninterval = '100ms'\ntimeout = '1s'\n",
-    );
+    ));
     for worker in wait_healthy(&mut daemon, 3) {
         let port = u16::try_from(worker["port"].as_u64().expect("a port")).expect("a port");
         std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens, since it is ready");
@@ -106,10 +108,11 @@ while True:
     peer.sendall(str(os.getpid()).encode())
     peer.close()
 ";
-    let mut daemon = Daemon::start(&format!("[pool.web]\nlisten = ['tcp:127.0.0.1:47320']\n{}", python(program)));
+    let port = free_ports(1);
+    let mut daemon = Daemon::start(&format!("[pool.web]\nlisten = ['tcp:127.0.0.1:{port}']\n{}", python(program)));
     let ask = || {
         use std::io::Read as _;
-        let mut peer = std::net::TcpStream::connect("127.0.0.1:47320").expect("the listener is the daemon's");
+        let mut peer = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the listener is the daemon's");
         let mut said = String::new();
         peer.read_to_string(&mut said).map(|_| said)
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::fixture::Daemon;
-use crate::look::{wait_healthy, wait_line};
+use crate::look::{wait_healthy, wait_line, worker};
 use crate::needs::needs;
 
 /// Tells about itself, one `key=value` a line, then stays.
@@ -150,4 +150,36 @@ fn a_network_of_its_own_has_loopback_only() {
     assert_ne!(lines[0], own.to_string_lossy());
     assert_eq!(lines[1].trim(), "lo");
     assert_eq!(lines.len(), 3, "{lines:?}");
+}
+
+#[test]
+#[expect(clippy::disallowed_types, reason = "what the kernel says of a process is asked by another program")]
+fn only_the_daemon_and_inits_take_short_turns_on_a_processor() {
+    needs!(Root, CgroupTree, Python3);
+    let mut daemon = Daemon::start("[pool.web]\ncommand = ['sleep', 'infinity']\n");
+    wait_healthy(&mut daemon, 1);
+    let worker = worker(&daemon, "web.0");
+    // What a process of this kernel's has that asks for short turns, one that asks for nothing, and these.
+    let script = "
+import ctypes, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def turn(pid):
+    attr = ctypes.create_string_buffer(48)
+    assert libc.syscall(315, pid, attr, 48, 0) == 0, ctypes.get_errno()
+    return struct.unpack('IIQiIQQQ', attr.raw)[5]
+print(turn(0))
+asked = struct.pack('IIQiIQQQ', 48, 0, 0, 0, 0, 100000, 0, 0)
+assert libc.syscall(314, 0, ctypes.create_string_buffer(asked, 48), 0) == 0
+print(turn(0))
+for pid in sys.argv[1:]:
+    print(turn(int(pid)))";
+    let pids = [daemon.pid().to_string(), worker["init_pid"].to_string(), worker["pid"].to_string()];
+    let mut command = std::process::Command::new("python3");
+    let told = crate::place::run(command.args(["-c", script]).args(pids));
+    assert_eq!(told.status, 0, "{told:?}");
+    let [usual, short, of_daemon, of_init, of_program] = told.stdout.lines().collect::<Vec<_>>()[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!([of_daemon, of_init, of_program], [short, short, usual]);
+    assert_eq!(daemon.stop(), 0);
 }

@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use crate::fixture::{Daemon, Following};
 use crate::input::assert_refused;
-use crate::look::{healthy, wait_certificate, wait_healthy, wait_line};
+use crate::look::{healthy, pid, wait_certificate, wait_healthy, wait_line, worker};
 use crate::needs::needs;
 
 /// How many lines the worker of [`TALKER`] writes when it is told to: many files full of them.
 const LINES: usize = 6_000;
 /// Writes numbered lines at SIGUSR1, in files of 64 KiB.
 const TALKER: &str = "[pool.web]
-command = ['sh', '-c', 'trap : USR1; echo up; n=0; while :; do sleep 1000 & wait; seq -f \"line %06.0f of this burst, with some words behind it\" 6000; done']
+command = ['sh', '-c', 'trap go=yes USR1; echo up; while :; do while [ -z \"$go\" ]; do sleep 0.05; done; go=; seq -f \"line %06.0f of this burst, with some words behind it\" 6000; done']
 log = { max_size = '64k', keep = 20 }
 ";
 
@@ -70,6 +70,11 @@ fn a_follower_of_a_pool_hears_all_of_it_over_restarts() {
     let mut first = [following.line(), following.line()];
     first.sort();
     assert_eq!(first, ["web.0 | I am web.0", "web.1 | I am web.1"]);
+    // The line was heard of before its writer has gone on to the half of the next one.
+    let writer = pid(&worker(&daemon, "web.1"));
+    daemon.wait_until("that it sleeps", |_| {
+        fs::read_to_string(format!("/proc/{writer}/comm")).ok().filter(|name| name == "sleep\n")
+    });
     assert_eq!(daemon.cli(&["restart", "web.1"]).status, 0);
     assert_eq!(following.line(), "web.1 | half", "what had no line end is a line when its writer ends");
     assert_eq!(following.line(), "web.1 | I am web.1");

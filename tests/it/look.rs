@@ -29,6 +29,15 @@ pub(crate) fn wait_healthy(daemon: &mut Daemon, count: usize) -> Vec<Value> {
     })
 }
 
+/// The same of one pool.
+#[track_caller]
+pub(crate) fn wait_healthy_of(daemon: &mut Daemon, pool: &str, count: usize) -> Vec<Value> {
+    daemon.wait_until(&format!("{count} healthy workers of {pool}"), |daemon| {
+        let own = healthy(daemon).into_iter().filter(|worker| worker["pool"] == pool);
+        Some(own.collect::<Vec<_>>()).filter(|workers| workers.len() == count)
+    })
+}
+
 /// The pid of a worker's program on this machine.
 #[track_caller]
 pub(crate) fn pid(worker: &Value) -> i32 {

@@ -6,7 +6,7 @@
 #![expect(clippy::disallowed_types, reason = "asks the machine's own programs; nothing here is supervised")]
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,14 +29,22 @@ pub(crate) enum Need<'a> {
     Userns,
     /// The overlay file system.
     Overlay,
+    /// Landlock, version 2 or newer.
+    Landlock,
+    /// File systems in user space.
+    Fuse,
     /// A busybox without shared libraries, to make a root file system of.
     Busybox,
     /// Python 3 with its standard library.
     Python3,
+    /// A package that this Python 3 has besides.
+    PythonPackage(&'a str),
     /// A program in the search path.
     Program(&'a str),
     /// An interpreter with the package `varlink`, which `HALSUP_TEST_VARLINK_PYTHON` names.
     VarlinkPython,
+    /// An interpreter with the package `grpcio`, which `HALSUP_TEST_GRPC_PYTHON` names.
+    GrpcPython,
     /// A Docker daemon that answers, and the image that `HALSUP_TEST_IMAGE` names.
     Docker,
     /// A wall clock that may be set: a machine of its own, as `HALSUP_TEST_CLOCK` says.
@@ -58,10 +66,14 @@ impl fmt::Display for Need<'_> {
             Self::Lacks(controller) => write!(f, "lacks:{controller}"),
             Self::Userns => f.write_str("userns"),
             Self::Overlay => f.write_str("overlay"),
+            Self::Landlock => f.write_str("landlock"),
+            Self::Fuse => f.write_str("fuse"),
             Self::Busybox => f.write_str("busybox"),
             Self::Python3 => f.write_str("python3"),
+            Self::PythonPackage(name) => write!(f, "python3:{name}"),
             Self::Program(name) => write!(f, "program:{name}"),
             Self::VarlinkPython => f.write_str("varlink-python"),
+            Self::GrpcPython => f.write_str("grpc-python"),
             Self::Docker => f.write_str("docker"),
             Self::WallClock => f.write_str("wall-clock"),
             Self::Descriptors(count) => write!(f, "descriptors:{count}"),
@@ -78,10 +90,14 @@ impl<'a> Need<'a> {
             "cgroup2" => Self::CgroupTree,
             "userns" => Self::Userns,
             "overlay" => Self::Overlay,
+            "landlock" => Self::Landlock,
+            "fuse" => Self::Fuse,
             "busybox" => Self::Busybox,
             "python3" => Self::Python3,
+            _ if word.starts_with("python3:") => Self::PythonPackage(word.split_once(':')?.1),
             _ if word.starts_with("program:") => Self::Program(word.split_once(':')?.1),
             "varlink-python" => Self::VarlinkPython,
+            "grpc-python" => Self::GrpcPython,
             "docker" => Self::Docker,
             "systemd" => Self::Systemd,
             _ if word.starts_with("systemd:") => Self::SystemdSince(word.split_once(':')?.1.parse().ok()?),
@@ -110,11 +126,19 @@ impl<'a> Need<'a> {
             Self::Userns => succeeds("unshare", &["--user", "true"]),
             Self::Overlay => fs::read_to_string("/proc/filesystems")
                 .is_ok_and(|all| all.lines().any(|line| line.split_whitespace().next_back() == Some("overlay"))),
+            // Of the kernel itself, which may have been started without it: landlock_create_ruleset(2), which only tells a number.
+            Self::Landlock => {
+                let ask = "import ctypes, sys; sys.exit(ctypes.CDLL(None).syscall(444, 0, 0, 1) < 2)";
+                succeeds("python3", &["-c", ask])
+            }
+            Self::Fuse => File::options().read(true).write(true).open("/dev/fuse").is_ok(),
             Self::Busybox => busybox().is_some(),
             Self::Python3 => succeeds("python3", &["-c", "import http.server"]),
+            Self::PythonPackage(name) => succeeds("python3", &["-c", &format!("import {name}")]),
             Self::Program(name) => std::env::var_os("PATH")
                 .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).is_file())),
             Self::VarlinkPython => varlink_python().is_some_and(|python| succeeds(&python, &["-c", "import varlink"])),
+            Self::GrpcPython => grpc_python().is_some_and(|python| succeeds(&python, &["-c", "import grpc"])),
             Self::Docker => test_image().is_some() && succeeds("docker", &["version"]),
             Self::Systemd => {
                 let first = fs::read_to_string("/proc/1/comm");
@@ -133,6 +157,11 @@ impl<'a> Need<'a> {
 /// The interpreter that has the package `varlink`.
 pub(crate) fn varlink_python() -> Option<String> {
     std::env::var("HALSUP_TEST_VARLINK_PYTHON").ok().filter(|path| !path.is_empty())
+}
+
+/// The interpreter that has the package `grpcio`.
+pub(crate) fn grpc_python() -> Option<String> {
+    std::env::var("HALSUP_TEST_GRPC_PYTHON").ok().filter(|path| !path.is_empty())
 }
 
 /// The archive of the image under test, which `container/build` made.
@@ -217,9 +246,13 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Busybox,
         Need::Userns,
         Need::Overlay,
+        Need::Landlock,
+        Need::Fuse,
         Need::Python3,
+        Need::PythonPackage("numpy"),
         Need::Program("vim"),
         Need::VarlinkPython,
+        Need::GrpcPython,
         Need::Docker,
         Need::WallClock,
         Need::Descriptors(12_000),

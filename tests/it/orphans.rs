@@ -44,7 +44,8 @@ fn workers_outlive_their_daemon_for_as_long_as_was_said_and_the_next_daemon_take
     signal(daemon.expect("the daemon's pid"), Signal::KILL);
     assert!(gone_within(&now, Duration::from_secs(1)), "0s");
     assert!(!gone_within(&soon, Duration::from_secs(1)), "2s are not over");
-    assert!(gone_within(&soon, Duration::from_secs(3)), "2s are over");
+    // A busy machine may take its time over it.
+    assert!(gone_within(&soon, Duration::from_secs(20)), "2s are over");
     assert!(!gone_within(&never, Duration::from_millis(1)), "for ever");
     let mut next = Daemon::start_in(place);
     wait_healthy(&mut next, 3);

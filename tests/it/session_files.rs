@@ -136,7 +136,8 @@ fn what_is_removed_by_hand_is_made_anew_and_costs_nothing() {
     fs::rename(home.join("pool/workers"), daemon.path("elsewhere")).expect("move it away");
     come_back(&mut daemon);
     for dir in ["sessions", "pool"] {
-        fs::remove_dir_all(home.join(dir)).expect("remove it");
+        // The daemon may be quicker than a removal, which then meets what was made anew.
+        daemon.wait_until("its removal", |_| fs::remove_dir_all(home.join(dir)).ok());
         come_back(&mut daemon);
     }
     assert_eq!(daemon.cli(&["ps", "--json"]).json()["workers"].as_array().map(Vec::len), Some(2));

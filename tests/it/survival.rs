@@ -15,6 +15,7 @@ use crate::look::{
 };
 use crate::needs::needs;
 use crate::place::Place;
+use crate::ports::free_ports;
 
 /// Kills the daemon and starts it anew.
 #[track_caller]
@@ -46,14 +47,16 @@ fn a_killed_daemon_comes_back_to_the_same_workers_and_knows_how_the_others_ended
     let before = pids(&daemon);
     let waiting = ["zero.0", "code.0", "abort.0"].map(|name| {
         let inspected = daemon.cli(&["inspect", name, "--json"]).json();
-        inspected["workers"][0]["worker"]["work_dir"].as_str().expect("a directory").to_owned()
+        let worker = &inspected["workers"][0]["worker"];
+        let init = worker["init_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+        (worker["work_dir"].as_str().expect("a directory").to_owned(), init)
     });
     let own = i32::try_from(daemon.pid()).expect("a pid");
     signal(own, Signal::KILL);
-    for dir in waiting {
-        let pid = before.iter().find(|(name, _)| dir.contains(name.as_str())).expect("one of them").1;
+    for (dir, init) in waiting {
+        // With the init, which is the last: it has written down how its program ended.
         let pidfd = rustix::process::pidfd_open(
-            rustix::process::Pid::from_raw(*pid).expect("a pid"),
+            rustix::process::Pid::from_raw(init).expect("a pid"),
             rustix::process::PidfdFlags::empty(),
         );
         fs::write(format!("{dir}/go"), "").expect("let it end");
@@ -127,7 +130,7 @@ fn what_was_ordered_holds_after_a_kill() {
 #[test]
 fn sockets_pipes_and_heartbeats_outlive_the_daemon() {
     needs!(Root, CgroupTree, Python3);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("find a port").port();
+    let port = free_ports(1);
     let serving = python(
         "import socket,os,sys,time\n\
          from socket import socket as S\n\

@@ -171,3 +171,45 @@ fn who_may_only_look_may_not_make_or_remove_volumes() {
     assert_eq!(as_nobody(&["volume", "ls"]).status, 0);
     assert!(daemon.path("state/volumes/data").exists() && !daemon.path("state/volumes/other").exists());
 }
+
+/// A daemon whose state lies on a disk of so much, which nobody else sees.
+pub(crate) fn on_a_small_disk(size: &str, config: &str) -> Daemon {
+    let dir = crate::place::directory();
+    fs::create_dir(dir.path().join("state")).expect("make a directory");
+    let state = dir.path().join("state").display().to_string();
+    let script = format!("mount -t tmpfs -o size={size},mode=700 none \"$1\" && shift && exec \"$@\"");
+    let apart = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh", &state];
+    Daemon::try_start(dir, &apart, config).expect("it starts")
+}
+
+#[test]
+#[expect(clippy::disallowed_types, reason = "commands see the disk that the daemon sees")]
+fn a_full_disk_is_said_to_who_writes_and_to_who_asks() {
+    needs!(Root, CgroupTree, Userns, Program("nsenter"));
+    // A kernel from before 6.3 cannot map the ids of a tmpfs.
+    // The log lies on the same disk: what is said while it is full has to wait.
+    let script = "said=$(head -c 12000000 /dev/zero 2>&1 > /data/much; echo wrote $?); rm /data/much; \
+                  echo \"$said\"; echo small > /data/small; cat /data/small";
+    let mut daemon = on_a_small_disk("8m", &pool("web", "volumes = ['kept:/data']\n", script));
+    let lines = wait_line(&mut daemon, "web.0", |line| line == "end");
+    assert!(lines.iter().any(|line| line.contains("No space left on device")), "{lines:?}");
+    assert!(lines.contains(&"wrote 1".to_owned()) && lines.contains(&"small".to_owned()), "{lines:?}");
+    let pid = daemon.pid().to_string();
+    let beside = |arguments: &[&str]| {
+        let config = daemon.path("config.toml").display().to_string();
+        let mut command = std::process::Command::new("nsenter");
+        command.args(["--target", &pid, "--mount", "--"]).arg(crate::place::program()).args(["--config", &config]);
+        crate::place::run(command.args(arguments))
+    };
+    let listed = beside(&["volume", "ls", "--json"]).json();
+    assert!(listed["free_bytes"].as_u64().is_some_and(|free| free < 8 << 20), "{listed}");
+    let doctor = beside(&["doctor", "--json"]).stdout;
+    assert!(doctor.contains("\"room\"") && doctor.contains("halsup volume ls --size"), "{doctor}");
+    let archive = daemon.path("much.tar");
+    let made = std::process::Command::new("tar").arg("-cf").arg(&archive).args(["-C", "/usr/bin", "env"]).status();
+    assert!(made.expect("run tar").success());
+    let refused = beside(&["volume", "import", "other", archive.to_str().expect("ASCII")]);
+    assert!(refused.status == 1 && refused.stderr.contains("the disk has only"), "{refused:?}");
+    let names = beside(&["volume", "ls", "--json"]).json();
+    assert_eq!(names["volumes"].as_array().map(Vec::len), Some(1), "nothing is left of it: {names}");
+}

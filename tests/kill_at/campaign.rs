@@ -10,7 +10,7 @@ use crate::checker::canary::Canary;
 use crate::checker::host::Host;
 use crate::checker::{self, Findings};
 use crate::round::{self, Round};
-use crate::scenarios::{ALL, Scenario};
+use crate::scenarios::{self, Scenario};
 use crate::tracer::Outcome;
 use crate::{say, setting};
 
@@ -62,7 +62,7 @@ pub(crate) fn run() {
     let mut sum = Tally::default();
     say("scenario             boundaries  killed   %  double  violations  slowest start       time");
     let wanted = |scenario: &&Scenario| only.split(',').any(|part| scenario.name.contains(part));
-    for scenario in ALL.iter().filter(wanted) {
+    for scenario in scenarios::all().filter(wanted) {
         let tally = play(scenario, full, sum.recovery.max(500));
         sum.boundaries += tally.boundaries;
         sum.kills += tally.kills;
@@ -184,7 +184,8 @@ fn note(shared: &Shared<'_>, boundaries: &str, round: &Round) {
 
 /// One round, told at length: `NAME:BOUNDARY` or `NAME:BOUNDARY:SECOND`.
 fn one(name: &str, boundaries: &str) {
-    let scenario = ALL.iter().find(|scenario| scenario.name == name).unwrap_or_else(|| panic!("no scenario {name}"));
+    let scenario =
+        scenarios::all().find(|scenario| scenario.name == name).unwrap_or_else(|| panic!("no scenario {name}"));
     let mut numbers = boundaries.split(':').map(|text| text.parse().unwrap_or(u64::MAX));
     let (first, second) = (numbers.next().unwrap_or(u64::MAX), numbers.next());
     let round = round::play(scenario, first, second);

@@ -14,12 +14,14 @@
 
 #[path = "../checker/mod.rs"]
 mod checker;
+mod requests;
 mod round;
 mod scenarios;
 mod scene;
 mod site;
 mod tracer;
 
+mod by_hand;
 mod campaign;
 mod random;
 
@@ -58,5 +60,12 @@ fn a_kill_at_any_system_call_loses_nothing_and_leaves_nothing() {
 fn random_kills_under_load_lose_nobody_who_was_to_be_kept() {
     if able() {
         random::run();
+    }
+}
+
+#[test]
+fn a_kill_at_any_system_call_of_what_is_brought_back_by_hand_leaves_the_old_or_the_new() {
+    if able() {
+        by_hand::run();
     }
 }

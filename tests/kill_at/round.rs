@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::checker::line::{self, Call, Line};
 use crate::checker::{self, Findings, Instance, Invariant, SETTLE, Violation, cgroups, pause};
+use crate::requests::{self, Heard};
 use crate::scenarios::{From, Keep, Scenario};
 use crate::scene::Scene;
 use crate::site::{Daemon, READY_BUDGET, Site};
@@ -42,7 +43,7 @@ pub(crate) struct Round {
 pub(crate) fn play(scenario: &Scenario, first: u64, second: Option<u64>) -> Round {
     let site = Site::new(scenario.config);
     let mut found = Findings::default();
-    let (outcome, goal, kept) = kill_in_scenario(&site, scenario, first, &mut found);
+    let (outcome, goal, kept, heard) = kill_in_scenario(&site, scenario, first, &mut found);
     let second = second.map(|boundary| kill_in_recovery(&site, boundary));
     let daemon = site.start();
     let ready = match daemon.ready() {
@@ -52,7 +53,15 @@ pub(crate) fn play(scenario: &Scenario, first: u64, second: Option<u64>) -> Roun
             late.unwrap_or_default()
         }
     };
-    found.0.extend(checker::standing(SETTLE, || look(&site.instance)));
+    found.0.extend(checker::standing(SETTLE, || {
+        let mut found = Findings(look(&site.instance));
+        site.wrong_images().into_iter().for_each(|wrong| found.add(Invariant::Objects, wrong));
+        found.0
+    }));
+    if scenario.config.contains("{DIR}/seen") {
+        requests::served_again(&site, &mut found);
+        requests::judge(&site, &heard, &mut found);
+    }
     if scenario.keep == Keep::Runs {
         were_kept(&site, &kept, &mut found);
     }
@@ -72,7 +81,12 @@ pub(crate) fn play(scenario: &Scenario, first: u64, second: Option<u64>) -> Roun
 /// The pids of the pool that no scenario touches.
 pub(crate) type Kept = Vec<(u32, u64)>;
 
-fn kill_in_scenario(site: &Site, scenario: &Scenario, boundary: u64, found: &mut Findings) -> (Outcome, bool, Kept) {
+fn kill_in_scenario(
+    site: &Site,
+    scenario: &Scenario,
+    boundary: u64,
+    found: &mut Findings,
+) -> (Outcome, bool, Kept, Vec<Heard>) {
     let (daemon, traced, mut scene) = match scenario.from {
         From::Start => {
             let (daemon, traced) = site.start_traced();
@@ -100,7 +114,7 @@ fn kill_in_scenario(site: &Site, scenario: &Scenario, boundary: u64, found: &mut
         (outcome, goal, books)
     });
     line::judge(&books, true, found);
-    (outcome, goal, kept)
+    (outcome, goal, kept, scene.heard)
 }
 
 /// Plays the scenario and then ends the daemon, if it has not been killed before.

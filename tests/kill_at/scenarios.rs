@@ -67,12 +67,18 @@ heartbeat = { interval = '20ms', timeout = '20ms', max_missed = 1 }
 restart = { max_restarts = 0 }
 command = ['sh', '-c', 'printf "{{\"kind\":\"ready\"}}" >&$HALSUP_CHANNEL_FD; exec sleep infinity']
 "#;
+const CLAIMED: &str = "[pool.web]\n[pool.web.claims]\nmin = 1\nmax = 2\nprojects = ['{DIR}/project']\n";
 const MAPPED: &str = "[pool.web]\nidentity = 'mapped'\ncommand = [{SLEEP}]\n";
 const OWN_ROOT: &str = "[pool.web]\nroot = '{DIR}/root'\ncommand = ['/bin/busybox', 'sleep', 'infinity']\n";
 const FLOODS: &str = "[pool.web]\nlog = { max_size = '64k', keep = 1 }\ncommand = ['sh', '-c', 'yes | head -c 300000; exec sleep 1000']\n";
 
-/// All of them.
-pub(crate) const ALL: &[Scenario] = &[
+/// All there are.
+pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
+    ALL.iter().chain(crate::requests::ALL)
+}
+
+/// Those without requests.
+const ALL: &[Scenario] = &[
     Scenario { name: "start", from: From::Start, keep: Keep::Runs, config: "", prepare: nothing, act: keep_is_up },
     Scenario {
         name: "start-two-pools",
@@ -279,6 +285,22 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario { name: "shutdown", from: From::Order, keep: Keep::Ends, config: WEB, prepare: web_is_up, act: shut_down },
     Scenario { name: "leave", from: From::Order, keep: Keep::Runs, config: WEB, prepare: web_is_up, act: leave },
+    Scenario {
+        name: "image-import",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: "",
+        prepare: an_archive_is_there,
+        act: import_image,
+    },
+    Scenario {
+        name: "claim",
+        from: From::Order,
+        keep: Keep::Runs,
+        config: CLAIMED,
+        prepare: a_project_is_there,
+        act: claim,
+    },
     Scenario { name: "upgrade", from: From::Order, keep: Keep::Runs, config: WEB, prepare: web_is_up, act: upgrade },
 ];
 
@@ -444,4 +466,28 @@ fn leave(scene: &mut Scene<'_>) -> Option<()> {
 
 fn upgrade(scene: &mut Scene<'_>) -> Option<()> {
     scene.ask("Upgrade", &json!({})).map(drop)
+}
+
+fn an_archive_is_there(scene: &mut Scene<'_>) -> Option<()> {
+    keep_is_up(scene)?;
+    scene.site.make_archive();
+    Some(())
+}
+
+fn import_image(scene: &mut Scene<'_>) -> Option<()> {
+    scene.site.import_image().then_some(())
+}
+
+fn a_project_is_there(scene: &mut Scene<'_>) -> Option<()> {
+    web_is_up(scene)?;
+    fs::create_dir_all(scene.site.path("project")).ok()
+}
+
+fn claim(scene: &mut Scene<'_>) -> Option<()> {
+    let project = scene.site.path("project").display().to_string();
+    let wanted = json!({ "pool": "web", "session": "one", "project": project, "env": ["A=b"],
+        "secrets": ["key=of-nobody-else"], "command": ["sleep", "infinity"] });
+    let claimed = scene.ask("Claim", &wanted)?;
+    assert_eq!(claimed["parameters"]["session"], "one", "{claimed}");
+    scene.state("web.1", "healthy")
 }

@@ -8,6 +8,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use crate::checker::line::{Call, Line};
+use crate::requests::Heard;
 use crate::site::Site;
 
 /// How long a daemon may take to carry out an order.
@@ -19,13 +20,15 @@ pub(crate) struct Scene<'s> {
     pub(crate) site: &'s Site,
     /// The pid of the daemon, for signals.
     pub(crate) daemon: u32,
+    /// What callers of workers were told.
+    pub(crate) heard: Vec<Heard>,
     orders: Option<Line>,
     events: Option<Line>,
 }
 
 impl<'s> Scene<'s> {
     pub(crate) const fn new(site: &'s Site, daemon: u32) -> Self {
-        Self { site, daemon, orders: None, events: None }
+        Self { site, daemon, heard: Vec::new(), orders: None, events: None }
     }
 
     /// Connects, once the daemon is ready.

@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::checker::secrets::Secrets;
 use crate::checker::{Instance, cgroups, files};
-use crate::tracer::Traced;
+use crate::tracer::{Traced, Victim};
 
 /// How long a daemon may take to be ready after it was killed. An emulated machine is given more by an environment variable.
 pub(crate) const READY_BUDGET: Duration = Duration::from_secs(2);
@@ -27,6 +27,9 @@ pub(crate) const READY_BUDGET: Duration = Duration::from_secs(2);
 const GIVE_UP: Duration = Duration::from_secs(20);
 /// What the pool `keep` knows.
 const SECRET_OF_KEEP: &str = "canary-of-the-pool-keep";
+
+/// What is in the archive of an image.
+const IMAGE_FILES: [&str; 3] = ["first", "dir/second", "third"];
 
 static SITES: AtomicU32 = AtomicU32::new(0);
 
@@ -61,6 +64,9 @@ impl Site {
         let site = Self { dir, instance };
         if config.contains("{DIR}/root") {
             make_root(&site.path("root"));
+        }
+        if config.contains("{DIR}/seen") {
+            crate::requests::share(&site.path("seen"));
         }
         site.configure(config);
         site
@@ -103,16 +109,70 @@ impl Site {
         Daemon::new(&child, notify, begun)
     }
 
+    /// A command of the program other than the daemon, with its complaints in the log.
+    pub(crate) fn tool(&self, words: &[&str]) -> Command {
+        self.with_words(Command::new(program()), words)
+    }
+
+    fn with_words(&self, mut command: Command, words: &[&str]) -> Command {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("stderr")).expect("open the log");
+        command.arg("--config").arg(self.path("config.toml")).args(words);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).stderr(log);
+        command
+    }
+
+    /// Starts such a command under a tracer, at its first instruction.
+    pub(crate) fn traced_tool(&self, words: &[&str], victim: Victim) -> (Child, Traced) {
+        let mut command = self.with_words(gate(), words);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("start the shell");
+        let mut gate = child.stdin.take().expect("stdin is piped");
+        let traced = Traced::attach_for(victim, child.id(), || gate.write_all(b"\n").expect("let it go on"));
+        (child, traced)
+    }
+
     /// Starts it under a tracer, at its first instruction.
     pub(crate) fn start_traced(&self) -> (Daemon, Traced) {
         let mut notify = None;
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "read go && exec \"$@\" </dev/null", "sh"]).arg(program());
-        let mut command = self.command(shell, &mut notify);
+        let mut command = self.command(gate(), &mut notify);
         let mut child = command.stdin(Stdio::piped()).spawn().expect("start the shell");
         let mut gate = child.stdin.take().expect("stdin is piped");
         let traced = Traced::attach_before_exec(child.id(), || gate.write_all(b"\n").expect("let it go on"));
         (Daemon::new(&child, notify, Instant::now()), traced)
+    }
+
+    /// Writes an archive of a few files, by another program.
+    pub(crate) fn make_archive(&self) {
+        let files = self.path("files");
+        fs::create_dir_all(files.join("dir")).expect("make directories");
+        for name in IMAGE_FILES {
+            fs::write(files.join(name), name).expect("write a file");
+        }
+        let made =
+            Command::new("tar").arg("-czf").arg(self.path("image.tar.gz")).arg("-C").arg(&files).arg(".").status();
+        assert!(made.expect("run tar").success());
+    }
+
+    /// Has the daemon make an image of it; whether it says that it did.
+    pub(crate) fn import_image(&self) -> bool {
+        let archive = self.path("image.tar.gz").display().to_string();
+        let mut command = self.tool(&["image", "import", &archive, "--name", "it"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).status().expect("run the program").success()
+    }
+
+    /// What is wrong with the images on the disk: each is whole, and nothing else is there.
+    pub(crate) fn wrong_images(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for entry in fs::read_dir(self.path("state/images")).into_iter().flatten().flatten() {
+            let whole =
+                || IMAGE_FILES.iter().all(|name| fs::read_to_string(entry.path().join("root").join(name)).is_ok());
+            if entry.file_name() == "tmp" {
+                let left = fs::read_dir(entry.path()).into_iter().flatten().flatten();
+                wrong.extend(left.map(|left| format!("{} is left of an import", left.path().display())));
+            } else if !whole() {
+                wrong.push(format!("image {} is not whole", entry.path().display()));
+            }
+        }
+        wrong
     }
 
     /// What the daemons have written.
@@ -133,6 +193,13 @@ impl Site {
             rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH).unwrap_or_default();
         }
     }
+}
+
+/// A shell that waits for a line before it becomes the program.
+fn gate() -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "read go && exec \"$@\" </dev/null", "sh"]).arg(program());
+    shell
 }
 
 /// Makes a root file system of busybox alone.

@@ -22,6 +22,15 @@ pub(crate) enum Outcome {
     Ended(u64),
 }
 
+/// Whose boundaries are counted, and who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Victim {
+    /// The process that is traced.
+    Itself,
+    /// The program that it runs beside itself.
+    Child,
+}
+
 /// A process that is being traced and stands still.
 #[derive(Debug)]
 pub(crate) struct Traced {
@@ -71,6 +80,72 @@ impl Traced {
         }
     }
 
+    /// Takes hold of one as [`Self::attach_before_exec`] does; of its children too, if one of them is the victim.
+    pub(crate) fn attach_for(victim: Victim, pid: u32, go_on: impl FnOnce()) -> Self {
+        let traced = Self::attach_before_exec(pid, go_on);
+        if victim == Victim::Child {
+            let born = Options::PTRACE_O_TRACEFORK | Options::PTRACE_O_TRACEVFORK | Options::PTRACE_O_TRACECLONE;
+            let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACEEXEC;
+            ptrace::setoptions(traced.pid, options | born).expect("trace its children");
+        }
+        traced
+    }
+
+    /// Lets it run until boundary number `target` of its or its child's, and kills that one there. The process itself is
+    /// left to its parent to reap only where the child is the victim.
+    pub(crate) fn run_until_of(self, victim: Victim, target: u64) -> Outcome {
+        match victim {
+            Victim::Itself => {
+                let pidfd = pidfd_of(self.pid);
+                self.run_until(target, &pidfd)
+            }
+            Victim::Child => self.run_child_until(target),
+        }
+    }
+
+    /// The same for the program that it runs beside itself; then waits for its own end.
+    fn run_child_until(self, target: u64) -> Outcome {
+        let (mut count, mut killed, mut reader) = (0, None, None);
+        ptrace::cont(self.pid, None).expect("let it go on");
+        loop {
+            // Of this thread's alone: other tests have children too.
+            let status = match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)) {
+                Err(Errno::EINTR) => continue,
+                status => status.expect("wait for one of them"),
+            };
+            let pid = status.pid().expect("it has one");
+            let counts = reader == Some(pid);
+            let go_on = |signal| if counts { ptrace::syscall(pid, signal) } else { ptrace::cont(pid, signal) };
+            let gone_on = match status {
+                WaitStatus::Exited(..) | WaitStatus::Signaled(..) if pid == self.pid => {
+                    return killed.map_or(Outcome::Ended(count), Outcome::Killed);
+                }
+                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
+                WaitStatus::PtraceEvent(_, _, event) if event == nix::libc::PTRACE_EVENT_EXEC && pid != self.pid => {
+                    reader = Some(pid);
+                    ptrace::syscall(pid, None)
+                }
+                WaitStatus::PtraceSyscall(_) => {
+                    count += 1;
+                    if count == target {
+                        let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+                        killed = Some(call.split(' ').next().unwrap_or_default().trim().to_owned());
+                        kill(&pidfd_of(pid));
+                        continue;
+                    }
+                    go_on(None)
+                }
+                WaitStatus::Stopped(_, nix::sys::signal::Signal::SIGSTOP | nix::sys::signal::Signal::SIGTRAP) => {
+                    go_on(None)
+                }
+                WaitStatus::Stopped(_, signal) => go_on(Some(signal)),
+                WaitStatus::PtraceEvent(..) | WaitStatus::Continued(_) | WaitStatus::StillAlive => go_on(None),
+            };
+            // ESRCH: it is dead already; its status comes next.
+            assert!(matches!(gone_on, Ok(()) | Err(Errno::ESRCH)), "let it go on: {gone_on:?}");
+        }
+    }
+
     /// Lets it run until boundary number `target`, and kills it there.
     pub(crate) fn run_until(self, target: u64, pidfd: &OwnedFd) -> Outcome {
         let mut count = 0;
@@ -97,6 +172,11 @@ impl Traced {
             }
         }
     }
+}
+
+fn pidfd_of(pid: Pid) -> OwnedFd {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw()).expect("a pid");
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("open its pidfd")
 }
 
 /// Kills a process, whatever it is doing.

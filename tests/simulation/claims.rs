@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use halsup::engine::{Answer, CallId, Effect, Ended, Engine, Input, Origin, Supply, Time};
+use halsup::engine::{Answer, CallId, Effect, Ended, Engine, Input, Origin, Return, Supply, Time, Tuning, Usage};
 use halsup::spec::{ClaimPolicy, Generation, PoolId, PoolPolicy, Restart, Size, Startup, Stop, WorkerId};
 
 use crate::dice::Dice;
@@ -37,6 +37,14 @@ struct World {
     open: BTreeMap<CallId, Supply>,
     held: BTreeMap<WorkerId, Generation>,
     ever_held: BTreeSet<(WorkerId, Generation)>,
+    /// Those that stand still, or are about to.
+    frozen: BTreeSet<(WorkerId, Generation)>,
+    /// Who was to be reset, by the call that asked.
+    resets: BTreeMap<CallId, WorkerId>,
+    /// The same, until they are gone or begin anew.
+    given_back: BTreeSet<WorkerId>,
+    reset: u64,
+    froze: u64,
     wanted: u32,
     paused: bool,
     bound: u64,
@@ -66,7 +74,13 @@ fn policy(dice: &mut Dice) -> PoolPolicy {
         },
         heartbeat: None,
         stop: Stop { signal: 1, grace: Duration::from_millis(500), kill_timeout: Duration::from_secs(60) },
-        claims: Some(ClaimPolicy { idle_timeout: Duration::from_secs(3), sessions_max: dice.small(1, 8) }),
+        freeze_after: dice.chance(50).then(|| dice.millis(200, 2_000)),
+        claims: Some(ClaimPolicy {
+            idle_timeout: Duration::from_secs(3),
+            check_interval: Duration::from_secs(30),
+            sessions_max: dice.small(1, 8),
+        }),
+        dispatch: None,
     }
 }
 
@@ -87,6 +101,11 @@ impl World {
             open: BTreeMap::new(),
             held: BTreeMap::new(),
             ever_held: BTreeSet::new(),
+            frozen: BTreeSet::new(),
+            resets: BTreeMap::new(),
+            given_back: BTreeSet::new(),
+            reset: 0,
+            froze: 0,
             wanted: policy.size.min,
             paused: false,
             bound: 0,
@@ -117,7 +136,14 @@ impl World {
                 Input::ClaimRequested(call, POOL, supply)
             }
             35..60 => match self.held.keys().next().copied() {
-                Some(worker) => Input::ReleaseRequested(call, worker),
+                Some(worker) => {
+                    let becomes = self.dice.pick(&[Return::Destroyed, Return::Reset]);
+                    if becomes == Return::Reset {
+                        self.resets.insert(call, worker);
+                        self.given_back.insert(worker);
+                    }
+                    Input::ReleaseRequested(call, worker, becomes)
+                }
                 None => return,
             },
             60..70 => {
@@ -128,7 +154,15 @@ impl World {
                 }
                 Input::ScaleRequested(call, POOL, count)
             }
-            70..78 => Input::WarmRequested(call, POOL),
+            70..75 => Input::WarmRequested(call, POOL),
+            75..78 => {
+                let max = self.dice.small(1, 5);
+                let min = self.dice.small(0, max);
+                let idle_timeout = self.dice.chance(50).then(|| self.dice.millis(500, 4_000));
+                (self.wanted, self.max, self.paused) = (min, max, false);
+                let tuning = Tuning { min: Some(min), max: Some(max), idle_timeout, check_interval: None };
+                Input::TuneRequested(call, POOL, tuning)
+            }
             78..83 => {
                 self.paused = !self.paused;
                 Input::Paused(POOL, self.paused)
@@ -158,28 +192,23 @@ impl World {
 
     fn hold(&mut self, effect: &Effect) -> Verdict {
         match *effect {
-            Effect::Spawn(worker, generation) => {
-                if self.held.contains_key(&worker) {
-                    return Err(format!("{worker:?} is somebody's and is started again"));
-                }
-                if self.dice.chance(10) {
-                    self.send(Duration::from_millis(50), Input::SpawnFailed(worker, generation));
-                } else {
-                    self.lives.insert((worker, generation), Life::Spawning);
-                    self.send(Duration::from_millis(50), Input::Spawned(worker, generation));
-                }
-            }
+            Effect::Spawn(worker, generation) => return self.hold_spawn(worker, generation),
             Effect::Bind(worker, generation, call, origin) => {
                 let Some(supply) = self.open.remove(&call) else {
                     return Err(format!("{call:?} gets {worker:?} and has been answered"));
                 };
+                if self.frozen.contains(&(worker, generation)) {
+                    return Err(format!("{worker:?} is bound and stands still"));
+                }
                 if !self.ever_held.insert((worker, generation)) || self.held.insert(worker, generation).is_some() {
                     return Err(format!("{worker:?} {generation:?} has two holders"));
                 }
                 if origin == Origin::Cold && supply == Supply::WarmOnly {
                     return Err(format!("{worker:?} was started for a claim that wanted none started"));
                 }
-                let held = u32::try_from(self.held.len()).expect("few");
+                // Who is being reset is the pool's again from then on.
+                let held = self.held.keys().filter(|&worker| !self.given_back.contains(worker)).count();
+                let held = u32::try_from(held).expect("few");
                 if held > self.sessions_max {
                     return Err(format!("{held} are held, at most {} may be", self.sessions_max));
                 }
@@ -187,26 +216,94 @@ impl World {
                 self.cold += u64::from(origin == Origin::Cold);
             }
             Effect::Answer(call, ref answer) => return self.answered(call, answer),
+            Effect::Measure(worker, generation) => {
+                let usage = Usage { cpu_usec: self.dice.below(2), in_use: self.dice.chance(10) };
+                self.send(Duration::from_millis(1), Input::Measured(worker, generation, usage));
+            }
+            Effect::Freeze(worker, generation) => {
+                self.frozen.insert((worker, generation));
+                self.froze += 1;
+                self.send(Duration::from_millis(5), Input::Froze(worker, generation));
+            }
+            Effect::Thaw(worker, generation) => {
+                if !self.frozen.remove(&(worker, generation)) {
+                    return Err(format!("{worker:?} goes on and did not stand still"));
+                }
+            }
             Effect::Signal(worker, generation, _) | Effect::Kill(worker, generation) => {
+                if self.frozen.contains(&(worker, generation)) {
+                    return Err(format!("{worker:?} is asked to end and stands still"));
+                }
                 self.end((worker, generation), Ended::Signalled(1));
             }
             Effect::Forget(worker) => {
+                self.given_back.remove(&worker);
                 self.held.remove(&worker);
             }
-            Effect::Ping(..) | Effect::StateChanged(..) | Effect::Certify(..) | Effect::Finished => {}
+            Effect::Ping(..)
+            | Effect::StateChanged(..)
+            | Effect::Certify(..)
+            | Effect::Request(_)
+            | Effect::Task(_)
+            | Effect::Finished => {}
+        }
+        Ok(())
+    }
+
+    fn hold_spawn(&mut self, worker: WorkerId, generation: Generation) -> Verdict {
+        if self.lives.keys().any(|(known, _)| *known == worker) {
+            return Err(format!("{worker:?} is started again while it lives"));
+        }
+        if self.held.contains_key(&worker) {
+            if !self.given_back.remove(&worker) {
+                return Err(format!("{worker:?} is somebody's and is started again"));
+            }
+            // What was held is gone, and nobody has the place.
+            self.held.remove(&worker);
+            self.reset += 1;
+        }
+        if self.dice.chance(10) {
+            self.send(Duration::from_millis(50), Input::SpawnFailed(worker, generation));
+        } else {
+            self.lives.insert((worker, generation), Life::Spawning);
+            self.send(Duration::from_millis(50), Input::Spawned(worker, generation));
         }
         Ok(())
     }
 
     fn answered(&mut self, call: CallId, answer: &Answer) -> Verdict {
+        if let Some(worker) = self.resets.remove(&call) {
+            let is_warm = self.lives.iter().any(|((known, _), life)| *known == worker && *life == Life::Warm);
+            let is_nobodys = !self.held.contains_key(&worker);
+            return match answer {
+                Answer::Done { achieved: 1, .. } if !(is_warm && is_nobodys) => {
+                    Err(format!("{worker:?} is said to be warm again and is not"))
+                }
+                Answer::Destroyed(_) if is_warm => Err(format!("{worker:?} is said to be destroyed and lives")),
+                Answer::Done { .. }
+                | Answer::NotFound
+                | Answer::OutOfRange { .. }
+                | Answer::ShuttingDown
+                | Answer::NotClaimable
+                | Answer::NoneWarm
+                | Answer::Full { .. }
+                | Answer::ClaimFailed(_)
+                | Answer::Destroyed(_) => Ok(()),
+            };
+        }
+        if matches!(answer, Answer::Destroyed(_)) {
+            return Err(format!("{call:?} wanted no reset and is answered {answer:?}"));
+        }
         let Some(supply) = self.open.remove(&call) else { return Ok(()) };
         match answer {
             Answer::NoneWarm if supply == Supply::WarmOrCold => Err("no worker was started for a claim".to_owned()),
             Answer::Full { max } if *max != self.sessions_max => Err(format!("{max} is not the most")),
             Answer::NoneWarm | Answer::Full { .. } | Answer::ClaimFailed(_) | Answer::ShuttingDown => Ok(()),
-            Answer::Done { .. } | Answer::NotFound | Answer::OutOfRange { .. } | Answer::NotClaimable => {
-                Err(format!("{call:?} is answered {answer:?}"))
-            }
+            Answer::Done { .. }
+            | Answer::NotFound
+            | Answer::OutOfRange { .. }
+            | Answer::NotClaimable
+            | Answer::Destroyed(_) => Err(format!("{call:?} is answered {answer:?}")),
         }
     }
 
@@ -276,12 +373,20 @@ impl World {
 
 #[test]
 fn a_claimed_worker_has_one_holder_and_what_is_claimed_is_replaced() {
-    let (mut bound, mut cold) = (0, 0);
-    for seed in 0..crate::number("HALSUP_SIMULATION_SEEDS", 600) {
+    let first = crate::number("HALSUP_SIMULATION_FIRST", 0);
+    let seeds = crate::number("HALSUP_SIMULATION_SEEDS", 600);
+    let (mut bound, mut cold, mut froze, mut reset) = (0, 0, 0, 0);
+    for seed in first..first + seeds {
         let mut world = World::new(seed);
         world.run().unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
         bound += world.bound;
         cold += world.cold;
+        froze += world.froze;
+        reset += world.reset;
     }
-    assert!(bound > 1_000 && cold > 100, "the world claims little: {bound}, of them {cold} cold");
+    // A seed alone may have nobody who claims.
+    let is_busy = seeds < 100 || (bound > seeds && cold > seeds / 10);
+    assert!(is_busy, "the world claims little: {bound}, of them {cold} cold");
+    assert!(seeds < 100 || reset > seeds, "the world resets little: {reset}");
+    assert!(seeds < 100 || froze > seeds, "the world freezes little: {froze}");
 }

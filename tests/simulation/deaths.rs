@@ -100,6 +100,7 @@ impl Files {
                         None => self.pools.remove(&id),
                     };
                 }
+                Change::Task(..) | Change::Tasks(..) => {}
             }
         }
     }
@@ -237,6 +238,10 @@ impl World {
             process.emptied |= process.dead;
         }
         self.end_unwanted();
+        if self.calm {
+            // The configuration that the daemon came back with may ask for beats that the one before did not.
+            self.everyone_answers();
+        }
         if ending {
             // Who wanted everything to end still does.
             let (later, patience) = (self.dice.millis(0, 20_000), self.dice.millis(0, 15_000));
@@ -280,7 +285,9 @@ impl World {
         self.engine.handle(
             match nothing {
                 true => Input::PoolDefined(id, Box::new(policy)),
-                false => Input::PoolRestored(id, Box::new(policy), PoolRecord { wanted, paused: false }, records),
+                false => {
+                    Input::PoolRestored(id, Box::new(policy), PoolRecord { wanted, ..PoolRecord::default() }, records)
+                }
             },
             self.now,
         );

@@ -8,11 +8,14 @@ mod calls;
 mod claims;
 mod deaths;
 mod dice;
+mod idle;
 mod operator;
 mod place;
 mod programs;
 mod promises;
+mod requests;
 mod takeover;
+mod tasks;
 mod world;
 
 use world::World;

@@ -37,7 +37,9 @@ pub(crate) fn policy(dice: &mut Dice) -> PoolPolicy {
             grace: Duration::from_millis(dice.pick(&[0, 300, 2000, 10_000])),
             kill_timeout: dice.millis(200, 5000),
         },
+        freeze_after: None,
         claims: None,
+        dispatch: None,
     }
 }
 

@@ -66,8 +66,16 @@ impl Promises {
             Input::StopRequested(call, target) => self.stop_requested(*call, *target, now),
             Input::KillRequested(call, target, signal) => self.kill_requested(*call, *target, *signal, now),
             Input::ScaleRequested(call, pool, wanted) => self.scale_requested(*call, *pool, *wanted, now),
-            Input::ClaimRequested(..) | Input::ReleaseRequested(..) | Input::WarmRequested(..) | Input::Paused(..) => {
+            Input::ClaimRequested(..)
+            | Input::ReleaseRequested(..)
+            | Input::WarmRequested(..)
+            | Input::TuneRequested(..)
+            | Input::Paused(..) => {
                 // `claims.rs` has a world of its own.
+            }
+            Input::Request(_) | Input::Task(_) => {}
+            Input::Used(..) | Input::Measured(..) | Input::Froze(..) | Input::FreezeFailed(..) => {
+                // `idle.rs` has one too.
             }
             Input::ResetRequested(call, target) => self.reset_requested(*call, *target, now),
             Input::ShutdownRequested(patience) => self.shutdown_requested(now.after(*patience), now),
@@ -388,7 +396,11 @@ impl Promises {
                 self.finished = true;
                 Ok(())
             }
+            Effect::Measure(..) | Effect::Freeze(..) | Effect::Thaw(..) => {
+                Err("a worker is to be frozen of a pool in which nobody is".to_owned())
+            }
             Effect::Bind(..) => Err("a worker was bound that nobody claimed".to_owned()),
+            Effect::Request(_) | Effect::Task(_) => Err("a request was heard of that nobody made".to_owned()),
             Effect::Signal(id, ..) | Effect::Kill(id, _) | Effect::Ping(id, _) | Effect::Forget(id) => {
                 self.hold_owed(*id, effect)
             }

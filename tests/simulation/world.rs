@@ -163,6 +163,11 @@ impl World {
         let over =
             |happening: &Happening| matches!(happening, Happening::Order | Happening::Define(_) | Happening::Doom);
         self.agenda.retain(|_, happening| !over(happening));
+        self.everyone_answers();
+    }
+
+    /// Every process that lives does what its pool asks of it now.
+    pub(crate) fn everyone_answers(&mut self) {
         let alive: Vec<Generation> =
             self.processes.iter().filter(|(_, p)| p.runs && !p.dead).map(|(&g, _)| g).collect();
         for generation in alive {
@@ -391,8 +396,13 @@ impl World {
             | Effect::StateChanged(..)
             | Effect::Certify(..)
             | Effect::Forget(_)
+            | Effect::Measure(..)
+            | Effect::Freeze(..)
+            | Effect::Thaw(..)
             | Effect::Bind(..)
-            | Effect::Answer(..) => {}
+            | Effect::Answer(..)
+            | Effect::Request(_)
+            | Effect::Task(_) => {}
         }
     }
 

@@ -8,22 +8,28 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use halsup::host::cgroup::{CgroupRoot, Location, PoolCgroup, Removal, WorkerCgroup};
-use halsup::host::init_image::{Start, init_program, start_image};
+use halsup::host::init_image::{Begins, Start, init_program, start_image};
 use halsup::host::seccomp::Filter;
 use halsup::host::spawn::{self, Child, Gone, PASSED_MAX, Plan, SLOTTED_STACKS_MAX, Stack};
 use halsup::host::workdir::{self, LinkKind, Owner, WorkDir};
+use halsup::protocol::init::kept;
 use halsup::spec::{Generation, InstanceName, Limit, Limits, LimitsMode, PoolName};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::Result;
 use crate::place::{INSIDE, Place, now, readable};
 
 const UID: u32 = 1_879_048_192;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// About as long as the birth record of a worker of the daemon.
+const RECORD_BYTES: usize = 300;
 /// The steps before the clone and the clone, as `--steps` names them.
 pub const STEPS: [&str; 6] = ["cgroup", "directory", "sockets", "start image", "plan", "clone"];
+
+const _: () = assert!(kept::COUNT == 10, "Library::keep gives all that there are");
 
 /// What all spawns share, prepared once as the daemon does.
 pub struct Library {
@@ -34,6 +40,9 @@ pub struct Library {
     pool: PoolCgroup,
     work_dirs: OwnedFd,
     null: OwnedFd,
+    /// This process, and what an end is written into.
+    own: OwnedFd,
+    ledger: OwnedFd,
     stacks: Vec<Stack>,
     generation: u64,
     _low: Vec<OwnedFd>,
@@ -58,7 +67,7 @@ impl Library {
         let low = occupy_low()?;
         let null = low.first().ok_or("descriptors were inherited")?;
         let instance = InstanceName::parse(&format!("bench-{}", std::process::id()))?;
-        let cgroups = CgroupRoot::prepare(Location::discover(&instance)?)?;
+        let cgroups = CgroupRoot::prepare(Location::discover(&instance, None)?)?;
         let pool = PoolCgroup::create(&cgroups, &PoolName::parse("bench")?)?;
         let dir = place.path("work");
         std::fs::create_dir(&dir)?;
@@ -71,6 +80,8 @@ impl Library {
             pool,
             work_dirs: open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
             null: open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?,
+            own: pidfd_open(getpid(), PidfdFlags::empty())?,
+            ledger: std::fs::File::create(place.path("ledger"))?.into(),
             stacks: (0..SLOTTED_STACKS_MAX)
                 .map(|_| Stack::with_slots(null.as_fd()))
                 .collect::<std::result::Result<_, _>>()?,
@@ -122,14 +133,30 @@ impl Library {
             seccomp: &self.filter,
             passed: 0,
             death_msec: Some(60_000),
+            ledger_at: 0,
+            generation: self.generation,
+            record: &[0; RECORD_BYTES],
+            begins: Begins::Program,
         };
         let image = start_image(&start)?;
         step(3);
-        let plan = self.plan(&work, vec![null, their_stdout, their_stderr, their_init, image])?;
+        let mut passed = vec![null, their_stdout, their_stderr, their_init, image];
+        self.keep([&init, &stdout, &stderr], &mut passed)?;
+        let plan = self.plan(&work, passed)?;
         step(4);
         let child = spawn::begin(plan, Some(cgroup.dir()), self.stacks.pop())?;
         step(5);
         Ok(Worker { child, cgroup, name, init, _output: [stdout, stderr], asked, free: now(), steps })
+    }
+
+    /// Adds what an init keeps for a later daemon, in the order of `protocol::init::kept`.
+    fn keep(&self, [init, stdout, stderr]: [&OwnedFd; 3], passed: &mut Vec<OwnedFd>) -> Result<()> {
+        let null = &self.null;
+        let kept = [init, &self.own, &self.ledger, stdout, stderr, null, null, null, null, null];
+        for fd in kept {
+            passed.push(fd.try_clone()?);
+        }
+        Ok(())
     }
 
     fn plan(&self, work: &WorkDir, passed: Vec<OwnedFd>) -> Result<Plan> {
@@ -142,6 +169,7 @@ impl Library {
             work_dir: work.dir().try_clone_to_owned()?,
             notify_dir: None,
             overlay: None,
+            extra: Vec::new(),
             init: Rc::clone(&self.init),
             hostname: CString::new("bench-0")?,
             tmp_options: options()?,

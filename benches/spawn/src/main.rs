@@ -1,10 +1,15 @@
 //! Measures halsup's spawning beside the kernel's floor and its peers, in one interleaved run; and, as `workers`, a daemon
-//! with a thousand workers. Prints every row with its target of DESIGN.md section 9.
+//! with a thousand workers, as `claims`, warm claims, and as `dispatch`, requests. Prints every row with its target of DESIGN.md
+//! section 9.
 //!
-//! `cargo run --release --manifest-path benches/spawn/Cargo.toml -- [--runs N] [--quick] [--steps] [--descriptors N] [workers [--count N]]`
+//! `cargo run --release --manifest-path benches/spawn/Cargo.toml -- [--runs N] [--quick] [--steps] [--descriptors N]
+//! [workers [--count N] | claims | dispatch [--json]]`
 
+mod claims;
 mod daemon;
+mod dispatch;
 mod floor;
+mod hops;
 mod library;
 mod peers;
 mod place;
@@ -17,6 +22,15 @@ use std::process::ExitCode;
 /// The bench stops at the first thing that goes wrong.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// What is measured.
+#[derive(Clone, Copy)]
+pub enum What {
+    Spawning,
+    Claims,
+    Workers,
+    Dispatch,
+}
+
 /// What is asked for.
 pub struct Options {
     /// Samples of each paced row.
@@ -27,12 +41,15 @@ pub struct Options {
     pub descriptors: u32,
     /// Workers of `workers`.
     pub count: u32,
-    /// Whether `workers` is asked for.
-    pub workers: bool,
+    /// Whether rows of `dispatch` are printed for programs, one object a line.
+    pub json: bool,
+    /// What is measured.
+    pub what: What,
 }
 
 fn options() -> std::result::Result<Options, String> {
-    let mut options = Options { runs: 300, steps: false, descriptors: 0, count: 1000, workers: false };
+    let mut options =
+        Options { runs: 300, steps: false, descriptors: 0, count: 1000, json: false, what: What::Spawning };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = |what: &str| {
@@ -48,10 +65,13 @@ fn options() -> std::result::Result<Options, String> {
             "--descriptors" => options.descriptors = number("--descriptors")?,
             "--quick" => options.runs = 50,
             "--steps" => options.steps = true,
-            "workers" => options.workers = true,
+            "--json" => options.json = true,
+            "workers" => options.what = What::Workers,
+            "claims" => options.what = What::Claims,
+            "dispatch" => options.what = What::Dispatch,
             other => {
                 return Err(format!(
-                    "{other:?} is not an option: --runs N, --quick, --steps, --descriptors N, workers, --count N"
+                    "{other:?} is not an option: --runs N, --quick, --steps, --descriptors N, --json, workers, --count N, claims, dispatch"
                 ));
             }
         }
@@ -63,6 +83,10 @@ fn main() -> ExitCode {
     if std::env::args_os().next().is_some_and(|name| name == "halsup") {
         return halsup::cli::main();
     }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(served) = dispatch::serve(&arguments) {
+        return told(served);
+    }
     let options = match options() {
         Ok(options) => options,
         Err(problem) => {
@@ -70,7 +94,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let done = if options.workers { workers::run(&options) } else { spawning::run(&options) };
+    let done = match options.what {
+        What::Spawning => spawning::run(&options),
+        What::Claims => claims::run(&options),
+        What::Workers => workers::run(&options),
+        What::Dispatch => dispatch::run(&options),
+    };
+    told(done)
+}
+
+fn told(done: Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,6 +7,14 @@ use std::fmt;
 pub struct Samples(Vec<u64>);
 
 impl Samples {
+    pub const fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn add(&mut self, nanoseconds: u64) {
         self.0.push(nanoseconds);
     }
@@ -52,4 +60,15 @@ pub fn row(name: &str, samples: &Samples, verdicts: &[Verdict]) {
 /// The head of the latency table.
 pub fn head(title: &str) {
     println!("\n{title:<58} {:>8} {:>8} {:>8}  target", "p50 µs", "p90 µs", "p99 µs");
+}
+
+/// Whether half of the samples take at most so many microseconds.
+pub fn at_most(samples: &Samples, us: f64) -> Verdict {
+    Verdict { target: format!("≤ {us} µs"), met: samples.median().map(|median| median <= us) }
+}
+
+/// Whether `percent` of the samples take at most so many microseconds.
+pub fn quantile_at_most(samples: &Samples, percent: usize, us: f64) -> Verdict {
+    let met = samples.quantile(percent).map(|quantile| quantile <= us);
+    Verdict { target: format!("p{percent} ≤ {us} µs"), met }
 }

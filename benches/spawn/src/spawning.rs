@@ -19,7 +19,7 @@ use crate::floor::{Floor, LAPS, Work};
 use crate::library::{Library, STEPS};
 use crate::peers::{Peer, View};
 use crate::place::{INSIDE, Place, now, wait_until};
-use crate::report::{Samples, Verdict, head, row};
+use crate::report::{Samples, Verdict, at_most, head, row};
 use crate::{Options, Result};
 
 /// One spawn every 20 ms: the honest picture for a supervisor.
@@ -63,9 +63,10 @@ impl Bench {
     fn prepare() -> Result<Self> {
         let place = Place::make()?;
         let template = Rc::new(build_template(&TemplateSpec {
-            directory: None,
+            base: halsup::host::mounts::Base::Host,
             binds: vec![(place.shared(), PathBuf::from(INSIDE), false)],
             hidden: vec![PathBuf::from("/var/lib/halsup"), PathBuf::from("/etc/halsup")],
+            places: Vec::new(),
         })?);
         let library = Library::prepare(&place, Rc::clone(&template))?;
         let filter = Filter::allow_list()?;
@@ -290,10 +291,6 @@ fn hold(count: u32) -> Result<Vec<OwnedFd>> {
 
 fn target() -> Result<TargetRequest> {
     Ok(TargetRequest { target: Target::Pool(PoolName::parse("one")?) })
-}
-
-fn at_most(samples: &Samples, us: f64) -> Verdict {
-    Verdict { target: format!("≤ {us} µs"), met: samples.median().map(|median| median <= us) }
 }
 
 fn times(samples: &Samples, other: Option<f64>, factor: f64, what: &str) -> Verdict {

@@ -7,7 +7,7 @@ use super::super::live::Live;
 use super::super::perform::worker_state;
 use super::super::pool::Pool;
 use super::super::state::Daemon;
-use crate::engine::{State, Target as EngineTarget, Time, WorkerView};
+use crate::engine::{Sleep, State, Target as EngineTarget, Time, WorkerView};
 use crate::host::cgroup::{Availability, wanted_limits};
 use crate::host::spawn::pid_of;
 use crate::protocol::control::{
@@ -109,22 +109,25 @@ impl Daemon {
         let size = pool.spec.policy.size;
         let (wanted, min, max) = self.engine.pool_size(pool.id).unwrap_or((0, size.min, size.max));
         let mut counts = StateCounts::default();
+        let mut frozen = 0;
         for view in self.views(EngineTarget::Pool(pool.id)) {
             counts.add(worker_state(view.state));
+            frozen += u32::from(view.sleep == Sleep::Frozen);
         }
         let name = pool.spec.name.to_string();
         let (service, root, net) = (pool.spec.service, pool.spec.root.to_string(), pool.spec.net.to_string());
-        PoolInfo { name, service, min, max, wanted, root, net, claims: self.claims_info(pool), counts }
+        PoolInfo { name, service, min, max, wanted, root, net, claims: self.claims_info(pool), counts, frozen }
     }
 
     fn claims_info(&self, pool: &Pool) -> Option<ClaimsInfo> {
-        let policy = pool.spec.policy.claims?;
         let (view, limits) = (self.engine.claims(pool.id), &pool.spec.limits);
+        let policy = view.policy.or(pool.spec.policy.claims)?;
         Some(ClaimsInfo {
             warm: view.warm,
             busy: view.leased,
             sessions_max: policy.sessions_max,
             idle_timeout_seconds: policy.idle_timeout.as_secs(),
+            check_interval_seconds: policy.check_interval.as_secs(),
             paused: view.paused,
             memory_bytes: limits.memory_bytes.map(|limit| limit.value),
             cpu_millis: limits.cpu_millis.map(|limit| limit.value),
@@ -161,7 +164,7 @@ impl Daemon {
             pool: pool.map_or_else(String::new, |pool| pool.spec.name.to_string()),
             slot: worker.slot,
             state: worker_state(view.state),
-            occupancy: is_ready.then_some(if view.leased { Occupancy::Busy } else { Occupancy::Warm }),
+            occupancy: is_ready.then_some(occupancy(view)),
             generation: view.generation.map(|generation| generation.0),
             pid: live.and_then(|live| live.main_pid.or_else(|| pid_of(live.main.as_ref()?))),
             init_pid: live.and_then(|live| u32::try_from(live.init_pid).ok()),
@@ -171,7 +174,7 @@ impl Daemon {
             restarts: view.restarts,
             missed_heartbeats: view.missed,
             restart_in_ms: view.restart_at.map(|at| self.milliseconds_until(at)),
-            port: live.and_then(|live| live.port).or_else(told_port),
+            port: live.and_then(|live| live.told.port).or_else(told_port),
             cgroup: pool.zip(live).and_then(|(pool, live)| self.cgroup_of(pool, live)),
             work_dir: live.map(|live| self.spec.runtime_dir.join("work").join(&live.work_name).display().to_string()),
             status_text: live.and_then(|live| live.status_text.clone()),
@@ -195,6 +198,15 @@ impl Daemon {
 
     fn milliseconds_until(&self, at: Time) -> u64 {
         u64::try_from(clock::since(self.now, at).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Whether a ready worker holds work, or stands still.
+pub(in crate::daemon) fn occupancy(view: &WorkerView) -> Occupancy {
+    match (view.sleep, view.leased) {
+        (Sleep::Frozen, _) => Occupancy::Frozen,
+        (Sleep::Awake | Sleep::Freezing, true) => Occupancy::Busy,
+        (Sleep::Awake | Sleep::Freezing, false) => Occupancy::Warm,
     }
 }
 

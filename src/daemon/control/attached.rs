@@ -4,12 +4,13 @@
 //! waited longest does. What a writer sends while the program does not read waits in its own socket once the terminal's
 //! input is full. `client.rs` has the connection, `daemon::terminal` the terminal.
 
+use super::super::kept::Kept;
 use super::super::state::Daemon;
 use super::super::terminal::{Terminal, View, Viewer};
 use super::client::{Client, Task};
 use super::dispatch::{Asked, Outcome};
 use super::{Control, Principal};
-use crate::engine::WorkerView;
+use crate::engine::{Sleep, WorkerView};
 use crate::protocol::attach::{Decoder, Frame as _, FromViewer, PAYLOAD_BYTES_MAX, Parting, Seat, Size, ToViewer};
 use crate::protocol::control::{
     AttachReply, ChangeReply, Error, EventKind, Failure, SendRequest, SessionInfo, SessionsReply, Target,
@@ -159,6 +160,9 @@ impl Daemon {
             Ok(found) => found,
             Err(error) => return error.into(),
         };
+        if let Some(worker) = self.terminals.get(number).map(|terminal| terminal.worker) {
+            self.use_worker(worker);
+        }
         let Some(terminal) = self.terminals.get_mut(number) else { return self.no_terminal(target).into() };
         let view = if replay == Some(false) { View::from_now(&terminal.console.ring) } else { View::from_the_start() };
         let may_type = steal.is_some();
@@ -261,6 +265,9 @@ impl Daemon {
 
     /// A client looks at a terminal no more: somebody else may type, and nobody waits for it.
     pub(super) fn leave_terminal(&mut self, number: u64, client: u64) {
+        if let Some(worker) = self.terminals.get(number).map(|terminal| terminal.worker) {
+            self.use_worker(worker);
+        }
         let heir = self.control.attached(number).filter(|(_, attached)| attached.may_type);
         let heir =
             heir.min_by_key(|(client, _)| client.number).map(|(client, attached)| (client.number, attached.size));
@@ -291,6 +298,7 @@ impl Daemon {
         let mut reply = ChangeReply::default();
         for (worker, number) in found {
             reply.wanted += 1;
+            self.use_worker(worker);
             let Some(terminal) = self.terminals.get_mut(number) else { continue };
             match terminal.console.type_in(request.text.as_bytes()) {
                 Ok(()) => reply.achieved += 1,
@@ -307,11 +315,14 @@ impl Daemon {
 
     /// The workers that have a terminal.
     pub(super) fn sessions(&self, pool: Option<PoolName>) -> Outcome {
+        let of_pool = |kept: &&Kept| pool.as_ref().is_none_or(|pool| kept.pool == pool.as_str());
+        let kept: Vec<SessionInfo> = self.kept.values().filter(of_pool).map(Kept::info).collect();
         let target = match self.resolve(&pool.map_or(Target::All, Target::Pool)) {
             Ok(target) => target,
             Err(error) => return error.into(),
         };
-        let sessions = self.views(target).filter_map(|view| self.session_info(&view)).collect();
+        let living = self.views(target).filter_map(|view| self.session_info(&view));
+        let sessions = living.chain(kept).collect();
         Outcome::Reply(Reply::last(&SessionsReply { sessions }))
     }
 
@@ -336,6 +347,7 @@ impl Daemon {
             worker,
             pool: pool.name.to_string(),
             state: super::super::perform::worker_state(view.state),
+            frozen: view.sleep == Sleep::Frozen,
             started: super::super::clock::rfc3339(live.started),
             image,
             owner: claimed.map(|session| session.owner),
@@ -344,6 +356,8 @@ impl Daemon {
             rows: size.map(|size| size.rows),
             viewers: u32::try_from(viewers).unwrap_or(u32::MAX),
             writer: writer.map(|writer| writer.to_string()),
+            ended: None,
+            exit: None,
         })
     }
 }

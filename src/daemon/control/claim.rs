@@ -10,20 +10,28 @@ use super::super::session::abandon_call;
 use super::super::state::Daemon;
 use super::client::Task;
 use super::dispatch::{Asked, Outcome};
-use crate::engine::{Answer, CallId, Input, Origin, Supply, Target as EngineTarget};
+use crate::engine::{Answer, CallId, Input, Origin, Return, Supply, Target as EngineTarget, TaskId};
 use crate::host::init_image::Window;
-use crate::host::late_binding::Directory;
+use crate::host::late_binding::{Directory, in_the_way};
 use crate::protocol::control::{
-    ClaimReply, ClaimRequest, Empty, Error, EventKind, PauseRequest, Request, Target, is_session_name,
+    ClaimReply, ClaimRequest, Empty, Error, EventKind, PauseRequest, TuneRequest, is_session_name,
 };
 use crate::protocol::varlink::Reply;
-use crate::spec::{Generation, PoolSpec, WorkerId, parse_bind};
+use crate::spec::{Generation, PoolSpec, Root, WorkerId, parse_bind};
+
+/// Who waits for a claim.
+#[derive(Debug, Clone, Copy)]
+enum Waits {
+    /// A client, by its place and number.
+    Client(u32, u64),
+    /// A task.
+    Task(TaskId),
+}
 
 /// A claim that has no worker yet, or whose program does not run yet.
 #[derive(Debug)]
 struct Claim {
-    /// Place and number of who waits for it.
-    waits: (u32, u64),
+    waits: Waits,
     name: String,
     /// Until it is bound.
     wanted: Option<Wanted>,
@@ -56,13 +64,13 @@ impl Daemon {
         };
         let name = wanted.name.clone();
         let Some(call) = self.control.orders.next_call() else { return Error::Saturated {}.into() };
-        if !self.sessions.reserve(&name) {
+        if !self.may_begin_anew(&name, &asked) || !self.sessions.reserve(&name) {
             let reason = format!("session {name} exists already: attach to it, or choose another name");
             return Error::Refused { reason }.into();
         }
         self.audit_order(asked, "session_claim", name.as_str());
         self.record_order(asked, EventKind::Order, format!("claim a worker of {} for {name}", request.pool));
-        let claim = Claim { waits: (asked.place, asked.number), name, wanted: Some(wanted), worker: None };
+        let claim = Claim { waits: Waits::Client(asked.place, asked.number), name, wanted: Some(wanted), worker: None };
         self.control.claims.open.insert(call, claim);
         let supply = if request.warm_only == Some(true) { Supply::WarmOnly } else { Supply::WarmOrCold };
         self.inputs.push(Input::ClaimRequested(call, pool, supply));
@@ -72,8 +80,13 @@ impl Daemon {
     /// What the claim `call` wants, which has got a worker; `None` if its caller has gone.
     pub(in crate::daemon) fn wanted_by(&mut self, call: CallId, worker: WorkerId, origin: Origin) -> Option<Wanted> {
         let claim = self.control.claims.open.get_mut(&call)?;
-        let (place, number) = claim.waits;
-        let waits = self.control.clients.get(&place).is_some_and(|client| client.number == number);
+        let waits = match claim.waits {
+            Waits::Client(place, number) => {
+                self.control.clients.get(&place).is_some_and(|client| client.number == number)
+            }
+            // One that is not wanted any more has given up its claim.
+            Waits::Task(_) => true,
+        };
         if !waits {
             let name = claim.name.clone();
             self.control.claims.open.remove(&call);
@@ -87,24 +100,48 @@ impl Daemon {
     /// A claimed worker's program runs: tells who claimed it.
     pub(in crate::daemon) fn claim_is_done(&mut self, worker: WorkerId, generation: Generation, pid: Option<u32>) {
         let Some(claim) = self.take_claim_of(worker) else { return };
-        let (place, number) = claim.waits;
+        let (place, number) = match claim.waits {
+            Waits::Client(place, number) => (place, number),
+            Waits::Task(id) => {
+                self.session_is_answered(worker);
+                return self.await_prompt(id);
+            }
+        };
         if self.control.clients.get(&place).is_none_or(|client| client.number != number) {
-            return self.inputs.push(Input::ReleaseRequested(abandon_call(generation), worker));
+            return self.inputs.push(Input::ReleaseRequested(abandon_call(generation), worker, Return::Destroyed));
         }
         self.session_is_answered(worker);
         let warm = claim.worker.is_some_and(|(_, origin)| origin == Origin::Warm);
         let reply =
             ClaimReply { session: claim.name, worker: self.worker_name(worker), generation: generation.0, warm, pid };
-        self.control.answer_waiting(claim.waits, &Reply::last(&reply), self.now);
+        self.control.answer_waiting((place, number), &Reply::last(&reply), self.now);
     }
 
     /// A claimed worker's program does not run: tells who claimed it why.
     pub(in crate::daemon) fn claim_failed(&mut self, worker: WorkerId, cause: &str) {
         let Some(claim) = self.take_claim_of(worker) else { return };
         self.sessions.give_back(&claim.name);
-        let (operation, object, cause) = ("claim".into(), claim.name, cause.to_owned());
-        let error = Error::Failed { operation, object, cause };
-        self.control.answer_waiting(claim.waits, &error.to_reply(), self.now);
+        match claim.waits {
+            Waits::Client(place, number) => {
+                let (operation, object, cause) = ("claim".into(), claim.name, cause.to_owned());
+                let error = Error::Failed { operation, object, cause };
+                self.control.answer_waiting((place, number), &error.to_reply(), self.now);
+            }
+            Waits::Task(id) => self.task_is_not_started(id, cause),
+        }
+    }
+
+    /// Remembers the claim of a task's worker.
+    pub(in crate::daemon) fn expect_claim_of_task(&mut self, call: CallId, task: TaskId, wanted: Wanted) {
+        let claim = Claim { waits: Waits::Task(task), name: wanted.name.clone(), wanted: Some(wanted), worker: None };
+        self.control.claims.open.insert(call, claim);
+    }
+
+    /// Nobody wants what was claimed any more.
+    pub(in crate::daemon) fn give_up_claim(&mut self, call: CallId) {
+        if let Some(claim) = self.control.claims.open.remove(&call) {
+            self.sessions.give_back(&claim.name);
+        }
     }
 
     fn take_claim_of(&mut self, worker: WorkerId) -> Option<Claim> {
@@ -114,7 +151,7 @@ impl Daemon {
     }
 
     /// The engine has no worker for a claim.
-    pub(super) fn refuse_claim(&mut self, call: CallId, answer: &Answer) -> bool {
+    pub(in crate::daemon) fn refuse_claim(&mut self, call: CallId, answer: &Answer) -> bool {
         let Some(claim) = self.control.claims.open.remove(&call) else { return false };
         self.sessions.give_back(&claim.name);
         let refused = |reason: &str| Error::Refused { reason: reason.to_owned() };
@@ -134,66 +171,17 @@ impl Daemon {
                 });
                 Error::Failed { operation: "claim".into(), object: claim.name.clone(), cause }
             }
-            Answer::NotFound | Answer::Done { .. } | Answer::OutOfRange { .. } => refused("the pool is gone"),
+            Answer::NotFound | Answer::Done { .. } | Answer::OutOfRange { .. } | Answer::Destroyed(_) => {
+                refused("the pool is gone")
+            }
         };
-        self.control.answer_waiting(claim.waits, &error.to_reply(), self.now);
+        match claim.waits {
+            Waits::Client(place, number) => {
+                self.control.answer_waiting((place, number), &error.to_reply(), self.now);
+            }
+            Waits::Task(id) => self.task_is_not_started(id, &error.to_string()),
+        }
         true
-    }
-
-    /// Whether a caller may do something with a session: it is its own, or it may do everything.
-    pub(in crate::daemon) fn may_touch(&self, worker: WorkerId, uid: u32) -> bool {
-        let own = |session: &super::super::session::Session| session.owner == uid;
-        uid == 0 || uid == self.control.own_uid || self.sessions.of(worker).is_none_or(own)
-    }
-
-    /// Whether a request would look into a session of somebody else's, or do something to it.
-    pub(super) fn is_foreign(&self, uid: u32, request: &Request) -> bool {
-        let target = match request {
-            Request::Start(request)
-            | Request::Stop(request)
-            | Request::Restart(request)
-            | Request::Reset(request)
-            | Request::Release(request)
-            | Request::Inspect(request) => &request.target,
-            Request::Kill(request) => &request.target,
-            Request::Logs(request) => &request.worker,
-            Request::Attach(request) => &request.target,
-            Request::Watch(request) => &request.target,
-            // Of several, it reaches those that it may.
-            Request::Send(request) if !matches!(request.target, Target::Worker(..)) => return false,
-            Request::Send(request) => &request.target,
-            Request::Exec(request) => &request.target,
-            Request::GetInfo(_)
-            | Request::GetInterfaceDescription(_)
-            | Request::Ping(_)
-            | Request::Status(_)
-            | Request::List(_)
-            | Request::Scale(_)
-            | Request::Claim(_)
-            | Request::Warm(_)
-            | Request::Pause(_)
-            | Request::Sessions(_)
-            | Request::Events(_)
-            | Request::Stats(_)
-            | Request::Certificates(_)
-            | Request::Reload(_)
-            | Request::Upgrade(_)
-            | Request::Shutdown(_)
-            | Request::SetLog(_)
-            | Request::Doctor(_)
-            | Request::ListVolumes(_)
-            | Request::CreateVolume(_)
-            | Request::RepairVolume(_)
-            | Request::HoldVolumes(_)
-            | Request::RemoveVolume(_)
-            | Request::ImageImport(_)
-            | Request::ImageList(_)
-            | Request::ImageInspect(_)
-            | Request::ImageRemove(_)
-            | Request::GetConfig(_) => return false,
-        };
-        // One that does not exist is nobody's.
-        self.resolve(target).is_ok_and(|target| self.views(target).any(|view| !self.may_touch(view.worker, uid)))
     }
 
     /// Why this cannot be given back.
@@ -205,6 +193,14 @@ impl Daemon {
             return Some(Error::Refused { reason: format!("{} is not claimed", self.worker_name(worker)) });
         }
         None
+    }
+
+    /// Why a pool cannot have these numbers.
+    pub(super) fn refuse_tuning(&self, target: EngineTarget, tune: &TuneRequest) -> Option<Error> {
+        let EngineTarget::Pool(pool) = target else { return None };
+        let (_, min, max) = self.engine.pool_size(pool)?;
+        let (min, max) = (tune.min.unwrap_or(min), tune.max.unwrap_or(max));
+        (min > max).then(|| Error::Refused { reason: format!("min {min} is more than max {max}") })
     }
 
     /// Lets a pool be, or not any more.
@@ -232,10 +228,16 @@ fn wanted(request: &ClaimRequest, pool: &PoolSpec, owner: u32, trusted: bool, nu
         return Err(format!("{name:?} is no name of a session"));
     }
     let open = |path: &str| open_allowed(path, pool, owner, trusted);
+    // Known before a worker is taken for it.
+    let inside = |path: &str| {
+        let target = inside(path)?;
+        let way = if pool.root == Root::Host { in_the_way(&target).map(drop) } else { Ok(()) };
+        way.map(|()| target).map_err(|error| error.to_string())
+    };
     let project = match &request.project {
         None => None,
         Some(path) => {
-            let target = request.project_target.as_deref().map(inside).transpose()?;
+            let target = request.project_target.as_deref().map(&inside).transpose()?;
             Some((open(path)?, target, request.project_read_only != Some(true)))
         }
     };
@@ -257,13 +259,16 @@ fn wanted(request: &ClaimRequest, pool: &PoolSpec, owner: u32, trusted: bool, nu
         }
         secrets.push((name.to_owned(), content.to_owned()));
     }
-    let window = (request.rows.is_some() || request.columns.is_some()).then(|| Window {
+    // A shell without a terminal would read nothing and end at once: it waits on one that whoever attaches later sees.
+    let is_shell = request.command.is_none() && pool.gives_a_shell();
+    let window = (is_shell || request.rows.is_some() || request.columns.is_some()).then(|| Window {
         rows: request.rows.unwrap_or(WINDOW.rows),
         columns: request.columns.unwrap_or(WINDOW.columns),
     });
     Ok(Wanted {
         name,
         owner,
+        task: None,
         project,
         mounts,
         command: request.command.clone(),
@@ -274,6 +279,7 @@ fn wanted(request: &ClaimRequest, pool: &PoolSpec, owner: u32, trusted: bool, nu
         pids: request.pids,
         window,
         detached: request.detached.unwrap_or(true),
+        keeps: request.keep == Some(true),
         labels: request.labels.clone().unwrap_or_default(),
     })
 }

@@ -17,12 +17,15 @@ use super::output::{Full, Output, Written};
 use super::pieces::Pieces;
 use super::roles::Principal;
 use super::running::Piped;
+use super::waiting::Awaited;
 use crate::daemon::clock;
 use crate::daemon::events::Cursor;
 use crate::daemon::sources::Sources;
-use crate::engine::Time;
+use crate::daemon::tasks::Following;
+use crate::daemon::telemetry::Ticket;
+use crate::engine::{RequestId, Time};
 use crate::protocol::attach::{Frame as _, Parting, ToViewer};
-use crate::protocol::control::{Error, EventsReply, LogsReply};
+use crate::protocol::control::{Error, EventsReply, FollowTaskReply, LogsReply, ServeToolsReply};
 use crate::protocol::varlink::{Decoder, FRAME_BYTES_MAX, REPLY_BYTES_MAX, Reply};
 
 /// The first whole message has to come within this time of the connection.
@@ -44,10 +47,18 @@ pub(in crate::daemon) enum Task {
     Idle,
     /// The engine's answer to an order.
     Order,
+    /// What becomes of a request to a pool.
+    Request(RequestId),
+    /// Calls of workers for the tools that it serves.
+    Tools,
+    /// Pools to be there.
+    Await(Box<Awaited>),
     /// The rest of a long answer, piece by piece as it is read.
     Pieces(Pieces),
     /// Events as they happen, until it says something else.
     Events(Cursor),
+    /// The same of telemetry.
+    Telemetry(Cursor, Ticket),
     /// Lines as they are written, until it says something else.
     Logs(LogFollower),
     /// A terminal, for as long as both are there; calls are spoken no more.
@@ -56,6 +67,8 @@ pub(in crate::daemon) enum Task {
     Piped(Box<Piped>),
     /// The end of the daemon; with `more`, it was last told of so many workers.
     Shutdown(Option<u32>),
+    /// What happens to a task, until it is over or it says something else.
+    Story(Box<Following>),
     /// An image, by the number of its import; with `more`, it was last told of so many bytes.
     Import(u64, Option<u64>),
 }
@@ -80,6 +93,8 @@ pub(super) struct Client {
     pub(super) number: u64,
     pub(super) peer: Principal,
     pub(super) task: Task,
+    /// The lease that it holds.
+    pub(super) lease: Option<RequestId>,
     /// The terminal that it looks at, or did when it was last put back.
     pub(super) terminal: Option<u64>,
     decoder: Decoder,
@@ -97,8 +112,18 @@ pub(super) struct Client {
     /// When the earliest timer is set for.
     armed: Option<Time>,
     gone: bool,
-    /// What came with a message, for the call that takes it.
-    passed: Option<OwnedFd>,
+    /// What came with a message that was not taken yet.
+    passed: Option<Passed>,
+    /// What came with the message that was taken last, for the call that it is.
+    brought: Option<OwnedFd>,
+}
+
+/// A descriptor, and whose it is.
+#[derive(Debug)]
+struct Passed {
+    fd: OwnedFd,
+    /// How many messages wait before the one that it came with.
+    before: usize,
 }
 
 impl Client {
@@ -109,6 +134,7 @@ impl Client {
             number,
             peer,
             task: Task::Idle,
+            lease: None,
             terminal: None,
             decoder: Decoder::new(),
             output: Output::default(),
@@ -122,6 +148,7 @@ impl Client {
             armed: None,
             gone: false,
             passed: None,
+            brought: None,
         }
     }
 
@@ -137,7 +164,10 @@ impl Client {
 
     /// Whether nothing is under way in either direction.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.task, Task::Idle) && self.is_read_up() && self.decoder.waiting_bytes() == 0
+        matches!(self.task, Task::Idle)
+            && self.lease.is_none()
+            && self.is_read_up()
+            && self.decoder.waiting_bytes() == 0
     }
 
     /// Whether the connection is over and nothing can be said any more.
@@ -148,8 +178,11 @@ impl Client {
     /// Whether its next call may be taken.
     pub(super) fn takes_calls(&self) -> bool {
         let free = match self.task {
-            Task::Idle | Task::Events(_) | Task::Logs(_) => true,
+            Task::Idle | Task::Events(_) | Task::Telemetry(..) | Task::Logs(_) | Task::Story(_) => true,
             Task::Order
+            | Task::Request(_)
+            | Task::Tools
+            | Task::Await(_)
             | Task::Pieces(_)
             | Task::Attached(_)
             | Task::Piped(_)
@@ -162,6 +195,22 @@ impl Client {
     /// Whether its next call is to be taken although the kernel has no news of it.
     pub(super) fn has_calls(&self) -> bool {
         self.calls_wait && self.takes_calls()
+    }
+
+    /// The request that it waits for, if it is still there to send it something.
+    pub(super) fn waits_for(&self) -> Option<RequestId> {
+        if let Task::Request(request) = self.task
+            && !self.gone
+            && self.close_due.is_none()
+        {
+            return Some(request);
+        }
+        None
+    }
+
+    /// Whether it may have said more than was taken, of which the kernel has no news.
+    pub(super) const fn has_more_to_say(&self) -> bool {
+        self.calls_wait
     }
 
     /// Whether something new can be put on its way.
@@ -180,12 +229,16 @@ impl Client {
         let mut buffer = [0; BUFFER_BYTES];
         let mut budget = READ_BYTES_MAX;
         // Calls that are not taken yet fill the decoder and then the socket, and hold back their sender.
-        while self.input != Input::Ended && budget > 0 && self.has_room() {
+        while self.input != Input::Ended && budget > 0 && self.has_room() && !self.holds_descriptor() {
             self.input = match self.receive(&mut buffer) {
-                Ok(0) => Input::Ended,
-                Ok(count) => {
+                Ok((0, _)) => Input::Ended,
+                Ok((count, passed)) => {
                     let read = buffer.get(..count).unwrap_or_default();
                     self.take_in(read);
+                    if let Some(fd) = passed {
+                        // The kernel ends a read with the message that a descriptor came with.
+                        self.passed = Some(Passed { fd, before: self.decoder.frames_before_last() });
+                    }
                     budget = budget.saturating_sub(count);
                     Input::More
                 }
@@ -204,15 +257,26 @@ impl Client {
         self.gone |= self.has_hung_up();
     }
 
+    /// Whether a descriptor has come that no call has taken and whose call is whole: what comes behind it is read later, or
+    /// another call's descriptor would take its place.
+    fn holds_descriptor(&self) -> bool {
+        self.passed.is_some() && self.decoder.has_frame()
+    }
+
     fn has_room(&self) -> bool {
         match &self.task {
             Task::Attached(attached) => attached.takes_more(),
             Task::Piped(piped) => piped.takes_more(),
             Task::Idle
             | Task::Order
+            | Task::Request(_)
+            | Task::Tools
+            | Task::Await(_)
             | Task::Pieces(_)
             | Task::Events(_)
+            | Task::Telemetry(..)
             | Task::Logs(_)
+            | Task::Story(_)
             | Task::Import(..)
             | Task::Shutdown(_) => self.decoder.waiting_bytes() <= FRAME_BYTES_MAX,
         }
@@ -224,9 +288,14 @@ impl Client {
             Task::Piped(piped) => piped.push(read),
             Task::Idle
             | Task::Order
+            | Task::Request(_)
+            | Task::Tools
+            | Task::Await(_)
             | Task::Pieces(_)
             | Task::Events(_)
+            | Task::Telemetry(..)
             | Task::Logs(_)
+            | Task::Story(_)
             | Task::Import(..)
             | Task::Shutdown(_) => {
                 self.decoder.push(read);
@@ -276,30 +345,37 @@ impl Client {
         }
     }
 
-    /// Reads once. A descriptor that comes along waits for the call that takes it, the last that came alone: whoever sends more
-    /// would have the daemon hold them (HARDENING M3).
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    /// Reads once. Of the descriptors that come along there is one at most: whoever sends more would have the daemon hold them
+    /// (HARDENING M3).
+    fn receive(&self, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let received = recvmsg(&self.socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+        let mut passed = None;
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
-                for fd in rights {
-                    self.passed = Some(fd);
-                }
+                passed = rights.last();
             }
         }
         // Of several the kernel has let go of all but one, and which it was nobody means.
-        if received.flags.contains(ReturnFlags::CTRUNC) {
-            self.passed = None;
-        }
-        Ok(received.bytes)
+        let is_alone = !received.flags.contains(ReturnFlags::CTRUNC);
+        Ok((received.bytes, passed.filter(|_| is_alone)))
     }
 
-    /// Takes the descriptor that was passed with a call.
+    /// Takes the descriptor that was passed with the call that was taken last.
     pub(super) fn take_passed(&mut self) -> Option<OwnedFd> {
-        self.passed.take()
+        self.brought.take()
+    }
+
+    /// The next message is taken: what came with it is its own, and what came with the one before is nobody's any more.
+    fn bring_passed(&mut self) {
+        self.brought = None;
+        match self.passed.take() {
+            Some(Passed { fd, before: 0 }) => self.brought = Some(fd),
+            Some(Passed { fd, before }) => self.passed = Some(Passed { fd, before: before - 1 }),
+            None => {}
+        }
     }
 
     fn has_hung_up(&self) -> bool {
@@ -315,6 +391,7 @@ impl Client {
             Ok(Some(frame)) => {
                 self.greeting_due = None;
                 self.message_due = None;
+                self.bring_passed();
                 return Some(frame);
             }
             Ok(None) if self.input == Input::Ended => {
@@ -333,9 +410,11 @@ impl Client {
         None
     }
 
-    /// Remembers whether calls wait: none do after `next_frame` gave none and the socket is empty.
+    /// Remembers whether calls wait: none do after `next_frame` gave none and the socket is empty, nor behind the call that was
+    /// taken last where nothing has come behind it. Whoever says one thing at a time costs no turn that finds nothing.
     pub(super) fn note_calls(&mut self, drained: bool) {
-        self.calls_wait = !drained || self.input == Input::More;
+        let behind = self.decoder.waiting_bytes() > 0 || self.input == Input::Ended;
+        self.calls_wait = (!drained && behind) || self.input == Input::More;
     }
 
     /// Puts a reply on its way. A client whose queue is full is let go.
@@ -351,6 +430,32 @@ impl Client {
         if let Err(Full) = self.output.push(frame) {
             self.let_go(now);
         }
+    }
+
+    /// Puts a reply on its way that is written already, with the descriptor that goes with it. A client whose queue is full is
+    /// let go.
+    pub(super) fn say_written(&mut self, frame: Vec<u8>, passed: Option<OwnedFd>, now: Time) {
+        if self.gone || self.close_due.is_some() {
+            return;
+        }
+        if let Err(Full) = self.output.push_with(frame, passed) {
+            self.let_go(now);
+        }
+    }
+
+    /// Puts a piece on its way, if there is room for it.
+    pub(super) fn takes(&mut self, frame: Vec<u8>) -> bool {
+        !self.gone && self.close_due.is_none() && self.output.push(frame).is_ok()
+    }
+
+    /// The request whose stream it has read as far as it was made.
+    pub(super) fn read_up_stream(&self) -> Option<RequestId> {
+        if let Task::Request(request) = self.task
+            && self.is_read_up()
+        {
+            return Some(request);
+        }
+        None
     }
 
     /// Ends it with one last reply.
@@ -369,14 +474,22 @@ impl Client {
     /// Ends a stream of replies with the last one.
     pub(super) fn finish_stream(&mut self) {
         let last = match self.task {
-            Task::Events(_) => Reply::last(&EventsReply::default()),
+            Task::Events(_) | Task::Telemetry(..) => Reply::last(&EventsReply::default()),
             Task::Logs(_) => Reply::last(&LogsReply::default()),
+            Task::Story(_) => Reply::last(&FollowTaskReply::default()),
+            Task::Tools => Reply::last(&ServeToolsReply::default()),
             Task::Piped(_) => return self.say_frame(ToViewer::Parted(Parting::DaemonLeaves).encode()),
             Task::Attached(_) => {
                 self.task = Task::Idle;
                 return self.say_frame(ToViewer::Parted(Parting::DaemonLeaves).encode());
             }
-            Task::Idle | Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => return,
+            Task::Idle
+            | Task::Order
+            | Task::Request(_)
+            | Task::Await(_)
+            | Task::Pieces(_)
+            | Task::Shutdown(_)
+            | Task::Import(..) => return,
         };
         self.task = Task::Idle;
         // Who has not read what was before it has no use for it.
@@ -386,8 +499,8 @@ impl Client {
     /// Takes no more calls; is gone when the last reply is written, or by a deadline.
     pub(super) fn close(&mut self, now: Time) {
         self.close_due = self.close_due.or(Some(clock::after(now, CLOSE_TIMEOUT)));
-        // What belongs to a program is given back when the connection is.
-        if !matches!(self.task, Task::Piped(_)) {
+        // What belongs to a program or a request is given back when the connection is.
+        if !matches!(self.task, Task::Piped(_) | Task::Request(_)) {
             self.task = Task::Idle;
         }
         self.greeting_due = None;

@@ -82,9 +82,14 @@ impl Client {
             Task::Pieces(pieces) => pieces.follower()?,
             Task::Idle
             | Task::Order
+            | Task::Request(_)
+            | Task::Tools
+            | Task::Await(_)
             | Task::Events(_)
+            | Task::Telemetry(..)
             | Task::Attached(_)
             | Task::Piped(_)
+            | Task::Story(_)
             | Task::Shutdown(_)
             | Task::Import(..) => return None,
         };
@@ -98,9 +103,14 @@ impl Client {
             Task::Pieces(pieces) => pieces.follower().is_some(),
             Task::Idle
             | Task::Order
+            | Task::Request(_)
+            | Task::Tools
+            | Task::Await(_)
             | Task::Events(_)
+            | Task::Telemetry(..)
             | Task::Attached(_)
             | Task::Piped(_)
+            | Task::Story(_)
             | Task::Shutdown(_)
             | Task::Import(..) => false,
         }
@@ -166,11 +176,19 @@ impl Daemon {
     pub(super) fn has_news(&self, client: &Client) -> bool {
         client.is_read_up()
             && match &client.task {
-                Task::Idle | Task::Order | Task::Shutdown(None) | Task::Import(_, None) => false,
+                Task::Idle
+                | Task::Order
+                | Task::Request(_)
+                | Task::Tools
+                | Task::Shutdown(None)
+                | Task::Import(_, None) => false,
                 Task::Import(import, Some(told)) => self.has_read_more(*import, *told),
+                Task::Await(awaited) => self.may_be_there(awaited),
                 Task::Pieces(_) => true,
                 Task::Events(cursor) => self.events.has_news(*cursor),
+                Task::Telemetry(cursor, _) => self.telemetry.has_news(*cursor),
                 Task::Logs(follower) => follower.has_lines(),
+                Task::Story(following) => self.has_news_of_task(following),
                 Task::Attached(attached) => self.has_news_for(client, attached),
                 Task::Piped(piped) => piped.has_news(),
                 Task::Shutdown(Some(told)) => self.remaining() != *told,
@@ -195,13 +213,23 @@ impl Daemon {
                 client.say(&reply, now);
                 next
             }
+            Task::Await(awaited) => self.look_at_wait(client, awaited),
             Task::Events(mut cursor) => {
                 client.say(&Reply::piece(&self.events.read(&mut cursor, PIECE_EVENTS_MAX)), now);
                 Task::Events(cursor)
             }
+            Task::Telemetry(mut cursor, ticket) => {
+                client.say(&Reply::piece(&self.telemetry.read(&mut cursor, PIECE_EVENTS_MAX)), now);
+                Task::Telemetry(cursor, ticket)
+            }
             Task::Logs(mut follower) => {
                 client.say(&Reply::piece(&follower.take()), now);
                 Task::Logs(follower)
+            }
+            Task::Story(following) => {
+                let (reply, next) = self.next_of_task(following);
+                client.say(&reply, now);
+                next
             }
             Task::Shutdown(Some(_)) => {
                 let remaining = self.remaining();
@@ -215,6 +243,8 @@ impl Daemon {
             }
             task @ (Task::Idle
             | Task::Order
+            | Task::Request(_)
+            | Task::Tools
             | Task::Attached(_)
             | Task::Piped(_)
             | Task::Shutdown(None)

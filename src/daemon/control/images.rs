@@ -30,7 +30,7 @@ impl Daemon {
         let name = request.name.as_ref().or(request.default_name.as_ref()).map(ToString::to_string);
         let what = format!("import image {}", name.as_deref().unwrap_or("by the name in its archive"));
         self.record_order(asked, EventKind::Order, what);
-        match self.begin_import(request, &archive, (asked.place, asked.number)) {
+        match self.begin_import(request, &archive, asked) {
             Ok(number) => Outcome::Wait(Task::Import(number, asked.more.then_some(0))),
             Err(error) => error.into(),
         }
@@ -54,7 +54,10 @@ impl Daemon {
     pub(super) fn ordered_image_removal(&mut self, asked: Asked, request: &ImageRequest) -> Outcome {
         self.record_order(asked, EventKind::Order, format!("remove image {}", request.image));
         match self.forget_image(&request.image) {
-            Ok((names, removed)) => Outcome::Reply(Reply::last(&ImageRemoveReply { names, removed })),
+            Ok((names, removed)) => {
+                self.audit_order(asked, "image_remove", &request.image);
+                Outcome::Reply(Reply::last(&ImageRemoveReply { names, removed }))
+            }
             Err(error) => error.into(),
         }
     }

@@ -19,12 +19,12 @@ impl Daemon {
         self.of_workers(asked, What::Inspection, target)
     }
 
-    /// All of one worker. One that is `alone` in its answer has more certificates.
-    pub(super) fn inspection(&self, view: &WorkerView, alone: bool) -> Option<Inspection> {
+    /// All of one worker, for this user. One that is `alone` in its answer has more certificates.
+    pub(super) fn inspection(&self, view: &WorkerView, alone: bool, uid: u32) -> Option<Inspection> {
         let pool = self.pools.get(&view.worker.pool)?;
         let spec = &pool.spec;
         let live = self.live_of(view);
-        let worker = self.worker_info(view);
+        let worker = self.worker_for(uid, self.worker_info(view));
         let certificates = if alone { CERTIFICATES_ALONE_MAX } else { CERTIFICATES_EACH_MAX };
         let own = worker.name.parse::<Target>().ok();
         let log = self.spec.state_dir.join("logs/workers").join(format!("{}.log", worker.name)).display().to_string();
@@ -39,7 +39,7 @@ impl Daemon {
             listen: spec.listen.iter().map(listen).collect(),
             stdout_path: Some(log.clone()),
             stderr_path: Some(log),
-            certificates: self.latest(own.as_ref(), certificates, None),
+            certificates: self.latest(own.as_ref(), certificates, None, uid),
             worker,
         })
     }
@@ -75,9 +75,7 @@ fn identity(identity: &Identity) -> String {
 
 fn root(root: &Root) -> String {
     match root {
-        Root::Host => "host".into(),
-        Root::Directory(path) => path.display().to_string(),
-        Root::Image(name) => format!("image:{name}"),
+        root @ (Root::Host | Root::Empty | Root::Directory(_) | Root::Image(_)) => root.to_string(),
     }
 }
 
@@ -93,6 +91,7 @@ fn probe(probe: &Probe) -> String {
     match probe {
         Probe::Http { path } => format!("http:{path}"),
         Probe::Tcp => "tcp".into(),
+        Probe::Grpc => "grpc".into(),
     }
 }
 
@@ -103,6 +102,7 @@ fn ready(ready: &Ready) -> String {
         Ready::Channel => "channel".into(),
         Ready::Probe(how) => probe(how),
         Ready::File(path) => format!("file:{}", path.display()),
+        Ready::PortFile(path) => format!("port-file:{}", path.display()),
     }
 }
 

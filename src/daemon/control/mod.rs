@@ -2,7 +2,8 @@
 //!
 //! This file owns the socket and the set of connections, with their limits. `client.rs` is one connection, `dispatch.rs`
 //! what a call means, `roles.rs` who may ask, `orders.rs` what goes to the engine and comes back, `answers.rs`,
-//! `inspect.rs`, `images.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end. Nothing here blocks, and no
+//! `inspect.rs`, `images.rs`, `usage.rs` and `pieces.rs` what is told, `follow.rs` streams without end, `waiting.rs` who waits
+//! for pools. Nothing here blocks, and no
 //! client can make it grow without bound. The loop calls `on_listener`, `on_client`, `on_client_timeout`, `answer` as facts
 //! come, and `flush_clients` at the end of each turn.
 
@@ -14,6 +15,7 @@ mod dispatch;
 mod follow;
 mod images;
 mod inspect;
+mod kept;
 mod orders;
 mod output;
 mod pieces;
@@ -21,6 +23,9 @@ mod roles;
 pub(super) mod running;
 mod socket;
 mod usage;
+mod waiting;
+mod web;
+mod whose;
 
 #[cfg(test)]
 mod tests;
@@ -37,14 +42,15 @@ use mio::Interest;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
-pub(super) use self::answers::missed_of;
+pub(super) use self::answers::{missed_of, occupancy};
 use self::claim::Claims;
 use self::client::Client;
 pub(super) use self::client::Task;
 pub(super) use self::dispatch::{Asked, Outcome};
 use self::follow::FollowedLines;
 use self::orders::Orders;
-use self::roles::Principal;
+pub(super) use self::pieces::Pieces;
+pub(super) use self::roles::{Principal, WEB_UID, Web};
 pub(super) use self::socket::Origin;
 use self::socket::{bind, check, mode, watch};
 use super::clock;
@@ -53,7 +59,7 @@ use super::log::best_effort;
 use super::sources::{Source, Sources};
 use super::state::Daemon;
 use super::timers::Timer;
-use crate::engine::Time;
+use crate::engine::{RequestId, Time};
 use crate::protocol::control::Error as Refusal;
 use crate::protocol::varlink::Reply;
 use crate::spec::DaemonSpec;
@@ -67,13 +73,15 @@ pub(super) const OWN_CALLS: u64 = 1 << 63;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 /// How many connections are accepted in one turn.
-const ACCEPTS_MAX: u32 = 16;
+pub(super) const ACCEPTS_MAX: u32 = 16;
 /// How many clients there may be.
-const CLIENTS_MAX: usize = 256;
+const CLIENTS_MAX: usize = 512;
 /// Of them, for root alone.
 const CLIENTS_RESERVED: usize = 16;
 /// How many of one user other than root.
 const CLIENTS_OF_USER_MAX: usize = 64;
+/// How many of the gateway, who speaks for many.
+const CLIENTS_OF_GATEWAY_MAX: usize = 256;
 /// How long nothing is accepted after descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -179,7 +187,9 @@ impl Control {
     /// is marked.
     pub(super) fn idle_sockets(&self, asked: (u32, u64)) -> Vec<(BorrowedFd<'_>, bool)> {
         let is_asking = |place: u32, client: &Client| (place, client.number) == asked;
-        let kept = self.clients.iter().filter(|(place, client)| client.is_idle() || is_asking(**place, client));
+        // The gateway says anew on whose behalf it speaks.
+        let stays = |client: &Client| client.is_idle() && client.peer.web.is_none();
+        let kept = self.clients.iter().filter(|(place, client)| stays(client) || is_asking(**place, client));
         kept.map(|(place, client)| (client.socket(), is_asking(*place, client))).collect()
     }
 
@@ -191,10 +201,19 @@ impl Control {
             }
             match client.task {
                 Task::Idle => {}
-                Task::Events(_) | Task::Logs(_) | Task::Attached(_) | Task::Piped(_) => {
-                    client.finish_stream();
-                }
-                Task::Order | Task::Pieces(_) | Task::Shutdown(_) | Task::Import(..) => {
+                Task::Events(_)
+                | Task::Telemetry(..)
+                | Task::Logs(_)
+                | Task::Story(_)
+                | Task::Attached(_)
+                | Task::Piped(_) => client.finish_stream(),
+                Task::Order
+                | Task::Request(_)
+                | Task::Pieces(_)
+                | Task::Tools
+                | Task::Await(_)
+                | Task::Shutdown(_)
+                | Task::Import(..) => {
                     client.task = Task::Idle;
                     client.say(last, now);
                 }
@@ -208,6 +227,54 @@ impl Control {
             client.task = Task::Idle;
             client.say(reply, now);
         }
+    }
+
+    /// Gives a client that waits for a request its answer, written already, if it is still there.
+    pub(super) fn finish_request(
+        &mut self,
+        (place, number): (u32, u64),
+        frame: Vec<u8>,
+        passed: Option<OwnedFd>,
+        now: Time,
+    ) {
+        if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
+            client.task = Task::Idle;
+            client.say_written(frame, passed, now);
+        }
+    }
+
+    /// Gives a client that waits for a lease the connection that it is, if the client is still there.
+    pub(super) fn grant_lease(
+        &mut self,
+        (place, number): (u32, u64),
+        lease: RequestId,
+        frame: Vec<u8>,
+        passed: OwnedFd,
+        now: Time,
+    ) {
+        if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
+            client.task = Task::Idle;
+            client.lease = Some(lease);
+            client.say_written(frame, Some(passed), now);
+        }
+    }
+
+    /// Passes a piece on to a client that waits for more, if it is still there.
+    pub(super) fn pass_on(&mut self, (place, number): (u32, u64), frame: Vec<u8>, passed: Option<OwnedFd>, now: Time) {
+        if let Some(client) = self.clients.get_mut(&place).filter(|client| client.number == number) {
+            client.say_written(frame, passed, now);
+        }
+    }
+
+    /// Offers a piece to a client that waits for more. Whether it takes it: it is there, and has room for it.
+    pub(super) fn offer(&mut self, (place, number): (u32, u64), frame: Vec<u8>) -> bool {
+        let client = self.clients.get_mut(&place).filter(|client| client.number == number);
+        client.is_some_and(|client| client.takes(frame))
+    }
+
+    /// The token of a client that waits, if it is still there.
+    pub(super) fn token_of(&self, (place, number): (u32, u64)) -> Option<mio::Token> {
+        self.clients.get(&place).filter(|client| client.number == number).map(|client| client.token)
     }
 
     /// Gives a client that waits a first answer, if it is still there.
@@ -248,7 +315,8 @@ impl Control {
             return Some("too many clients are connected");
         }
         let own = self.clients.values().filter(|client| client.peer.uid == uid).count();
-        (own >= CLIENTS_OF_USER_MAX).then_some("too many clients of this user are connected")
+        let most = if uid == WEB_UID { CLIENTS_OF_GATEWAY_MAX } else { CLIENTS_OF_USER_MAX };
+        (own >= most).then_some("too many clients of this user are connected")
     }
 
     /// Logs what was refused to whom, at most once a second: nobody can fill a log by asking.
@@ -273,7 +341,7 @@ impl Control {
 /// Who is at the other end of a connection.
 fn peer_of(socket: &OwnedFd) -> nix::Result<Principal> {
     let peer = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)?;
-    Ok(Principal { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() })
+    Ok(Principal { uid: peer.uid(), gid: peer.gid(), pid: peer.pid(), web: None })
 }
 
 impl Daemon {
@@ -309,7 +377,7 @@ impl Daemon {
                 Ok(socket) => {
                     self.control.accepted = self.control.accepted.wrapping_add(1);
                     self.control.is_short = false;
-                    self.welcome(socket);
+                    self.welcome(socket, None);
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -335,8 +403,9 @@ impl Daemon {
         self.on_listener();
     }
 
-    fn welcome(&mut self, socket: OwnedFd) {
-        let peer = match peer_of(&socket) {
+    /// Takes a connection; `web` is for one of the gateway's.
+    pub(super) fn welcome(&mut self, socket: OwnedFd, web: Option<Web>) {
+        let peer = match web.map_or_else(|| peer_of(&socket), |web| Ok(Principal::of_web(web))) {
             Ok(peer) => peer,
             Err(errno) => {
                 return tracing::warn!(target: "control", %errno, "ask who connects; the connection is closed");
@@ -387,14 +456,23 @@ impl Daemon {
             match std::mem::take(&mut client.task) {
                 Task::Piped(piped) => self.leave_program(*piped),
                 Task::Import(import, _) => self.cancel_import(import),
+                Task::Request(request) => self.abandon_request(request),
                 Task::Idle
                 | Task::Order
                 | Task::Pieces(_)
                 | Task::Events(_)
+                | Task::Telemetry(..)
                 | Task::Logs(_)
+                | Task::Story(_)
                 | Task::Attached(_)
+                | Task::Tools
+                | Task::Await(_)
                 | Task::Shutdown(_) => {}
             }
+            if let Some(lease) = client.lease.take() {
+                self.abandon_request(lease);
+            }
+            self.end_tools(number);
             self.end_hold(number);
             client.end(&mut self.sources);
         } else {
@@ -417,6 +495,9 @@ impl Daemon {
             let Some(mut client) = self.control.clients.remove(&place) else { continue };
             self.feed(&mut client);
             let more = client.write();
+            if let Some(request) = client.read_up_stream() {
+                self.grant_credit(request);
+            }
             if !client.is_gone() && (more || client.has_calls() || client.is_read_up() && self.has_news(&client)) {
                 self.sources.again(client.token);
             }
@@ -431,6 +512,7 @@ impl Daemon {
 
     /// Ends all connections, with what can be written at once, and removes the socket, unless it is a service manager's.
     pub(super) fn close_control(&mut self) {
+        self.close_gateway();
         if let Some(listener) = self.control.listener.take() {
             if !self.control.passed {
                 best_effort(remove_file(&self.control.path), "a socket without a daemon refuses, as none would");

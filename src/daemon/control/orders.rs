@@ -11,9 +11,10 @@ use super::super::state::Daemon;
 use super::OWN_CALLS;
 use super::client::Task;
 use super::dispatch::{Asked, Outcome};
-use crate::engine::{Answer, CallId, Input, State, Target as EngineTarget, WorkerView};
+use crate::engine::{Answer, CallId, Input, Instead, Return, State, Target as EngineTarget, Tuning, WorkerView};
 use crate::protocol::control::{
-    ChangeReply, DeathCertificate, Error, EventKind, Failure, Request, ShutdownReply, Target, WorkerState,
+    ChangeReply, DeathCertificate, Error, EventKind, Failure, ReleaseReply, ReleaseRequest, Request, ShutdownReply,
+    Target, WorkerState,
 };
 use crate::protocol::varlink::Reply;
 use crate::spec::{PoolId, PoolName, WorkerId, format_signal};
@@ -34,10 +35,16 @@ enum Wish {
     UpTo(u32),
     /// To be empty.
     Down,
+    /// To be nobody's, and not there.
+    Gone,
+    /// To be one of the pool's again.
+    Back,
     /// To run, so that a signal could reach them.
     Reached,
     /// Nothing that could fail.
     Nothing,
+    /// Nothing of workers: it is about requests.
+    OfRequests,
 }
 
 /// An order without an answer.
@@ -101,7 +108,7 @@ fn some_of<'a>(names: impl Iterator<Item = &'a PoolName>) -> String {
 
 impl Daemon {
     /// What a client calls `web.3` as the engine counts it.
-    pub(super) fn resolve(&self, target: &Target) -> Result<EngineTarget, Error> {
+    pub(in crate::daemon) fn resolve(&self, target: &Target) -> Result<EngineTarget, Error> {
         match target {
             Target::All => Ok(EngineTarget::All),
             Target::Pool(name) => self.resolve_pool(name).map(EngineTarget::Pool),
@@ -126,7 +133,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn resolve_pool(&self, name: &PoolName) -> Result<PoolId, Error> {
+    pub(in crate::daemon) fn resolve_pool(&self, name: &PoolName) -> Result<PoolId, Error> {
         let found = self.names.get(name).copied();
         found
             .ok_or_else(|| Error::NotFound { what: format!("pool {name} (there are: {})", some_of(self.names.keys())) })
@@ -141,66 +148,50 @@ impl Daemon {
 
     /// Hands an order to the engine.
     pub(super) fn order(&mut self, asked: Asked, request: &Request) -> Outcome {
-        let wire = match request {
-            Request::Start(request) | Request::Stop(request) | Request::Restart(request) | Request::Reset(request) => {
-                request.target.clone()
-            }
-            Request::Release(request) => request.target.clone(),
-            Request::Kill(request) => request.target.clone(),
-            Request::Scale(request) => Target::Pool(request.pool.clone()),
-            Request::Warm(request) => Target::Pool(request.pool.clone()),
-            Request::GetInfo(_)
-            | Request::GetInterfaceDescription(_)
-            | Request::Ping(_)
-            | Request::Status(_)
-            | Request::List(_)
-            | Request::Inspect(_)
-            | Request::Claim(_)
-            | Request::Pause(_)
-            | Request::Attach(_)
-            | Request::Watch(_)
-            | Request::Send(_)
-            | Request::Exec(_)
-            | Request::Sessions(_)
-            | Request::Logs(_)
-            | Request::Events(_)
-            | Request::Stats(_)
-            | Request::Certificates(_)
-            | Request::Reload(_)
-            | Request::Upgrade(_)
-            | Request::Shutdown(_)
-            | Request::SetLog(_)
-            | Request::Doctor(_)
-            | Request::GetConfig(_)
-            | Request::ListVolumes(_)
-            | Request::CreateVolume(_)
-            | Request::RepairVolume(_)
-            | Request::HoldVolumes(_)
-            | Request::RemoveVolume(_)
-            | Request::ImageImport(_)
-            | Request::ImageList(_)
-            | Request::ImageInspect(_)
-            | Request::ImageRemove(_) => return Error::Refused { reason: "this is no order".into() }.into(),
+        if let Request::Release(ReleaseRequest { target, session: Some(session), .. }) = request {
+            return self.release_kept(asked, target, session);
+        }
+        let Some(wire) = request.target() else {
+            return Error::Refused { reason: "this is no order".into() }.into();
         };
         let target = match self.resolve(&wire) {
             Ok(target) => target,
             Err(error) => return error.into(),
         };
-        if matches!(request, Request::Release(_))
-            && let Some(refusal) = self.refuse_release(target)
-        {
+        let refusal = if let Request::Tune(tune) = request {
+            self.refuse_tuning(target, tune)
+        } else if matches!(request, Request::Release(_)) {
+            self.refuse_release(target)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
             return refusal.into();
         }
         let Some(call) = self.control.orders.next_call() else { return Error::Saturated {}.into() };
         let Some((input, wish, text)) = translate(request, call, target) else {
             return Error::Refused { reason: "this is no order".into() }.into();
         };
+        if let (Request::Release(release), EngineTarget::Worker(worker)) = (request, target)
+            && release.reset == Some(true)
+        {
+            self.session_vanishes(worker);
+        }
         let shown = wire.to_string();
         let waits = (!asked.oneway).then_some((asked.place, asked.number));
         self.control.orders.open.insert(call, Order { waits, wish, target, shown: shown.clone() });
         self.note_who_asked(asked, target, &format!("{text} {shown}"));
         self.inputs.push(input);
         Outcome::Wait(Task::Order)
+    }
+
+    /// A number for an order about requests, whose client waits.
+    pub(in crate::daemon) fn next_call_of_requests(&mut self, asked: Asked) -> Option<CallId> {
+        let call = self.control.orders.next_call()?;
+        let waits = (!asked.oneway).then_some((asked.place, asked.number));
+        let (wish, target) = (Wish::OfRequests, EngineTarget::All);
+        self.control.orders.open.insert(call, Order { waits, wish, target, shown: String::new() });
+        Some(call)
     }
 
     fn note_who_asked(&mut self, asked: Asked, target: EngineTarget, text: &str) {
@@ -236,7 +227,12 @@ impl Daemon {
         }
         let Some(order) = self.control.orders.open.remove(&call) else { return };
         let Some((place, number)) = order.waits else { return };
-        let reply = self.outcome(&order, answer);
+        let reply = match order.wish {
+            Wish::OfRequests => self.answer_about_requests(call, answer),
+            Wish::Up | Wish::UpTo(_) | Wish::Down | Wish::Gone | Wish::Back | Wish::Reached | Wish::Nothing => {
+                self.outcome(&order, answer)
+            }
+        };
         let now = self.now;
         let waits = self.control.clients.get_mut(&place).filter(|client| client.number == number);
         if let Some(client) = waits {
@@ -247,6 +243,12 @@ impl Daemon {
 
     fn outcome(&self, order: &Order, answer: &Answer) -> Reply {
         match *answer {
+            Answer::Done { achieved, wanted } if matches!(order.wish, Wish::Gone | Wish::Back) => {
+                let failures = if achieved == wanted { Vec::new() } else { self.failures(order) };
+                let reset = order.wish == Wish::Back && achieved == wanted;
+                Reply::last(&ReleaseReply { achieved, wanted, failures, reset, reason: None })
+            }
+            Answer::Destroyed(instead) => Reply::last(&destroyed(order, instead)),
             Answer::Done { achieved, wanted } => {
                 let failures = if achieved == wanted { Vec::new() } else { self.failures(order) };
                 Reply::last(&ChangeReply { achieved, wanted, failures })
@@ -272,6 +274,12 @@ impl Daemon {
             // Answers to claims, which are no orders.
             Answer::NoneWarm | Answer::Full { .. } | Answer::ClaimFailed(_) => Error::Saturated {}.to_reply(),
         }
+    }
+
+    /// Workers of a pool that are not ready, and why.
+    pub(super) fn unready(&self, pool: PoolId) -> Vec<Failure> {
+        let target = EngineTarget::Pool(pool);
+        self.failures(&Order { waits: None, wish: Wish::Up, target, shown: String::new() })
     }
 
     /// Why workers are not as an order wanted them.
@@ -313,11 +321,24 @@ fn translate(request: &Request, call: CallId, target: EngineTarget) -> Option<(I
             (Input::KillRequested(call, target, kill.signal), Wish::Reached, text)
         }
         (Request::Reset(_), _) => (Input::ResetRequested(call, target), Wish::Nothing, "reset".into()),
+        (Request::Release(release), EngineTarget::Worker(worker)) if release.reset == Some(true) => {
+            (Input::ReleaseRequested(call, worker, Return::Reset), Wish::Back, "release and reset".into())
+        }
         (Request::Release(_), EngineTarget::Worker(worker)) => {
-            (Input::ReleaseRequested(call, worker), Wish::Nothing, "release".into())
+            (Input::ReleaseRequested(call, worker, Return::Destroyed), Wish::Gone, "release".into())
         }
         (Request::Warm(_), EngineTarget::Pool(pool)) => {
             (Input::WarmRequested(call, pool), Wish::Up, "warm a worker of".into())
+        }
+        (Request::Tune(tune), EngineTarget::Pool(pool)) => {
+            let seconds = |seconds: Option<u64>| seconds.map(std::time::Duration::from_secs);
+            let tuning = Tuning {
+                min: tune.min,
+                max: tune.max,
+                idle_timeout: seconds(tune.idle_timeout_seconds),
+                check_interval: seconds(tune.check_interval_seconds),
+            };
+            (Input::TuneRequested(call, pool, tuning), Wish::Up, "tune".into())
         }
         (Request::Scale(scale), EngineTarget::Pool(pool)) => (
             Input::ScaleRequested(call, pool, scale.count),
@@ -328,14 +349,29 @@ fn translate(request: &Request, call: CallId, target: EngineTarget) -> Option<(I
     })
 }
 
+/// What is told of a worker that was to be reset and was destroyed.
+fn destroyed(order: &Order, instead: Instead) -> ReleaseReply {
+    let (worker, stuck) = (order.shown.clone(), instead == Instead::Stuck);
+    let reason = match instead {
+        Instead::Full { max } => {
+            format!("destroyed instead: its pool has {max} warm workers without it, which is as many as it may have")
+        }
+        Instead::Ending => "destroyed instead: it was ending already".to_owned(),
+        Instead::Leaving => "destroyed instead: its pool, or the daemon, is to end".to_owned(),
+        Instead::Stuck => "its processes could not be ended".to_owned(),
+    };
+    let failures = if stuck { vec![Failure { worker, reason: reason.clone() }] } else { Vec::new() };
+    ReleaseReply { achieved: u32::from(!stuck), wanted: 1, failures, reset: false, reason: Some(reason) }
+}
+
 fn is_as_wished(wish: Wish, view: &WorkerView) -> bool {
     let is_up = matches!(view.state, State::Healthy | State::Unhealthy);
     match wish {
-        Wish::Up => is_up,
+        Wish::Up | Wish::Back => is_up,
         Wish::UpTo(count) => is_up || view.worker.slot >= count,
-        Wish::Down => view.state == State::Stopped,
+        Wish::Down | Wish::Gone => view.state == State::Stopped,
         Wish::Reached => !matches!(view.state, State::Stopped | State::Crashed | State::Restarting),
-        Wish::Nothing => true,
+        Wish::Nothing | Wish::OfRequests => true,
     }
 }
 
@@ -351,7 +387,9 @@ fn reason(state: WorkerState, last: Option<&DeathCertificate>) -> String {
         Some(failure) => text.push_str(&failure.text),
         None => text.push_str(&ended.cause.to_string()),
     }
-    let last_line = ended.last_output.lines().rev().find(|line| !line.trim().is_empty());
+    // What a session wrote is not for everybody who gives orders to its pool.
+    let output = if ended.owner.is_none() { ended.last_output.as_str() } else { "" };
+    let last_line = output.lines().rev().find(|line| !line.trim().is_empty());
     if let Some(line) = last_line {
         text.push_str(": ");
         text.extend(line.trim().chars().take(200));

@@ -4,10 +4,11 @@
 //! (HARDENING R24).
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+
+use crate::daemon::message::send_with;
 
 /// How much may wait behind the reply that is being written, in bytes.
 pub(super) const QUEUED_BYTES_MAX: usize = 1 << 20;
@@ -32,10 +33,23 @@ pub(super) enum Written {
     Gone,
 }
 
+/// A reply, and the descriptor that goes with its first byte.
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    passed: Option<OwnedFd>,
+}
+
+impl Outgoing {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 /// The queue.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    frames: VecDeque<Vec<u8>>,
+    frames: VecDeque<Outgoing>,
     /// How much of the first one is written.
     written: usize,
     /// Length of all of them.
@@ -49,27 +63,33 @@ impl Output {
 
     /// Queues a frame. The first is always taken, whatever its length: the protocol bounds it.
     pub(super) fn push(&mut self, frame: Vec<u8>) -> Result<(), Full> {
-        let behind = self.bytes - self.frames.front().map_or(0, Vec::len);
+        self.push_with(frame, None)
+    }
+
+    /// Queues a frame with the descriptor that goes with it.
+    pub(super) fn push_with(&mut self, frame: Vec<u8>, passed: Option<OwnedFd>) -> Result<(), Full> {
+        let behind = self.bytes - self.frames.front().map_or(0, Outgoing::len);
         if !self.frames.is_empty() && behind + frame.len() > QUEUED_BYTES_MAX {
             return Err(Full);
         }
         self.bytes += frame.len();
-        self.frames.push_back(frame);
+        self.frames.push_back(Outgoing { bytes: frame, passed });
         Ok(())
     }
 
     /// Forgets all that has not begun to be written.
     pub(super) fn cut(&mut self) {
         self.frames.truncate(usize::from(self.written > 0));
-        self.bytes = self.frames.front().map_or(0, Vec::len);
+        self.bytes = self.frames.front().map_or(0, Outgoing::len);
     }
 
     /// Writes as much as the socket and the budget take.
     pub(super) fn write(&mut self, socket: BorrowedFd<'_>) -> Written {
         let mut budget = WRITE_BYTES_MAX;
         while let Some(frame) = self.frames.front() {
-            let rest = frame.get(self.written..).unwrap_or_default();
-            match send(socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            let rest = frame.bytes.get(self.written..).unwrap_or_default();
+            let passed = frame.passed.as_ref().filter(|_| self.written == 0);
+            match send_with(socket, rest, passed.map(AsFd::as_fd)) {
                 Ok(count) if count >= rest.len() => {
                     self.bytes -= frame.len();
                     self.written = 0;

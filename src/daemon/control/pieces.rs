@@ -10,7 +10,7 @@ use super::super::state::Daemon;
 use super::client::Task;
 use super::dispatch::{Asked, Outcome};
 use super::follow::LogFollower;
-use crate::engine::{Target as EngineTarget, WorkerView};
+use crate::engine::{SessionId, Target as EngineTarget, TaskId, WorkerView};
 use crate::host::logfile::read_last_lines;
 use crate::protocol::control::{
     CertificatesReply, CertificatesRequest, DeathCertificate, Error, InspectReply, ListReply, ListRequest, LogEntry,
@@ -18,7 +18,7 @@ use crate::protocol::control::{
 };
 use crate::protocol::escape;
 use crate::protocol::varlink::{REPLY_BYTES_MAX, Reply};
-use crate::spec::WorkerId;
+use crate::spec::{PoolId, WorkerId};
 
 /// A piece of logs is sent when it has this much, in bytes, or this many workers were read.
 const PIECE_LOG_BYTES: usize = 64 << 10;
@@ -38,10 +38,14 @@ pub(in crate::daemon) enum What {
 /// The rest of a long answer.
 #[derive(Debug)]
 pub(in crate::daemon) enum Pieces {
-    /// Of workers behind `after`.
-    Workers { what: What, target: EngineTarget, after: Option<WorkerId> },
-    /// The next `left` certificates, older than that of the generation `after`.
-    Certificates { target: Option<Target>, left: usize, after: Option<u64> },
+    /// Of workers behind `after`, for this user.
+    Workers { what: What, target: EngineTarget, after: Option<WorkerId>, uid: u32 },
+    /// The next `left` certificates, older than that of the generation `after`, for this user.
+    Certificates { target: Option<Target>, left: usize, after: Option<u64>, uid: u32 },
+    /// Sessions of requests behind `after`.
+    CallSessions { pool: Option<PoolId>, after: Option<SessionId> },
+    /// Tasks behind `after`, for this user.
+    Tasks { after: Option<TaskId>, uid: u32 },
     /// The last lines of workers behind `after`; then, with a follower, all further ones.
     Logs { target: EngineTarget, lines: usize, after: Option<WorkerId>, follower: Option<LogFollower> },
 }
@@ -54,7 +58,11 @@ impl Pieces {
                 let after = *after;
                 after.is_some().then_some((follower, after))
             }
-            Self::Logs { follower: None, .. } | Self::Workers { .. } | Self::Certificates { .. } => None,
+            Self::Logs { follower: None, .. }
+            | Self::Workers { .. }
+            | Self::Certificates { .. }
+            | Self::CallSessions { .. }
+            | Self::Tasks { .. } => None,
         }
     }
 }
@@ -97,22 +105,27 @@ impl Daemon {
     pub(super) fn of_workers(&self, asked: Asked, what: What, target: &Target) -> Outcome {
         match self.resolve(target) {
             Err(error) => error.into(),
-            Ok(target) if asked.more => Outcome::Wait(Task::Pieces(Pieces::Workers { what, target, after: None })),
-            Ok(target) => Outcome::Reply(self.workers_reply(what, &self.views(target).collect::<Vec<_>>())),
+            Ok(target) if asked.more => {
+                Outcome::Wait(Task::Pieces(Pieces::Workers { what, target, after: None, uid: asked.by.viewer() }))
+            }
+            Ok(target) => {
+                Outcome::Reply(self.workers_reply(what, &self.views(target).collect::<Vec<_>>(), asked.by.viewer()))
+            }
         }
     }
 
-    fn workers_reply(&self, what: What, views: &[WorkerView]) -> Reply {
+    fn workers_reply(&self, what: What, views: &[WorkerView], uid: u32) -> Reply {
         match what {
             What::Info => {
-                Reply::last(&ListReply { workers: views.iter().map(|view| self.worker_info(view)).collect() })
+                let told = views.iter().map(|view| self.worker_for(uid, self.worker_info(view)));
+                Reply::last(&ListReply { workers: told.collect() })
             }
             What::Stats => {
                 Reply::last(&StatsReply { workers: views.iter().map(|view| self.worker_stats(view)).collect() })
             }
             What::Inspection => {
                 let alone = views.len() == 1;
-                let told = views.iter().filter_map(|view| self.inspection(view, alone));
+                let told = views.iter().filter_map(|view| self.inspection(view, alone, uid));
                 Reply::last(&InspectReply { workers: told.collect() })
             }
         }
@@ -129,22 +142,33 @@ impl Daemon {
             return error.into();
         }
         if asked.more {
-            return Outcome::Wait(Task::Pieces(Pieces::Certificates { target, left, after: None }));
+            let uid = asked.by.viewer();
+            return Outcome::Wait(Task::Pieces(Pieces::Certificates { target, left, after: None, uid }));
         }
-        Outcome::Reply(Reply::last(&CertificatesReply { certificates: self.latest(target.as_ref(), left, None) }))
+        let certificates = self.latest(target.as_ref(), left, None, asked.by.viewer());
+        Outcome::Reply(Reply::last(&CertificatesReply { certificates }))
     }
 
-    /// The latest certificates, newest first, older than that of the generation `after`.
-    pub(super) fn latest(&self, target: Option<&Target>, count: usize, after: Option<u64>) -> Vec<DeathCertificate> {
+    /// The latest certificates as this user is told them, newest first, older than that of the generation `after`.
+    pub(super) fn latest(
+        &self,
+        target: Option<&Target>,
+        count: usize,
+        after: Option<u64>,
+        uid: u32,
+    ) -> Vec<DeathCertificate> {
         let mut newest_first = self.certificates.iter().rev();
         if let Some(after) = after {
             newest_first.find(|certificate| certificate.generation == after);
         }
         let named = newest_first.filter(|one| target.is_none_or(|target| names(target, &one.worker)));
-        named.take(count).cloned().collect()
+        named.take(count).map(|certificate| self.certificate_for(uid, certificate)).collect()
     }
 
     pub(super) fn told_logs(&mut self, asked: Asked, request: &LogsRequest) -> Outcome {
+        if let Some(session) = &request.session {
+            return self.told_kept_log(&request.worker, session, request.lines());
+        }
         let target = match self.resolve(&request.worker) {
             Ok(target) => target,
             Err(error) => return error.into(),
@@ -175,35 +199,49 @@ impl Daemon {
     fn last_lines(&self, worker: WorkerId, count: usize) -> Result<Vec<LogEntry>, Error> {
         let name = self.worker_name(worker);
         let json = self.pools.get(&worker.pool).is_some_and(|pool| pool.spec.log.json);
+        self.lines_of(&name, &name, json, count)
+    }
+
+    /// The last lines of a log, said to be `worker`'s.
+    pub(super) fn lines_of(&self, log: &str, worker: &str, json: bool, count: usize) -> Result<Vec<LogEntry>, Error> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let last = read_last_lines(self.shared.log_dir.as_fd(), &name, count).map_err(|error| {
+        let last = read_last_lines(self.shared.log_dir.as_fd(), log, count).map_err(|error| {
             let cause = std::error::Error::source(&error)
                 .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
-            Error::Failed { operation: "read the log of".into(), object: name.clone(), cause }
+            Error::Failed { operation: "read the log of".into(), object: worker.to_owned(), cause }
         })?;
-        Ok(last.lines.iter().map(|line| entry(&name, line, json)).collect())
+        Ok(last.lines.iter().map(|line| entry(worker, line, json)).collect())
     }
 
     /// The next piece, and what its client waits for then.
     pub(super) fn next_piece(&mut self, pieces: Pieces) -> (Reply, Task) {
         match pieces {
-            Pieces::Workers { what, target, after } => self.workers_piece(what, target, after),
-            Pieces::Certificates { target, left, after } => {
+            Pieces::Workers { what, target, after, uid } => self.workers_piece(what, target, after, uid),
+            Pieces::Certificates { target, left, after, uid } => {
                 let now = left.min(PIECE_CERTIFICATES_MAX);
-                let mut certificates = self.latest(target.as_ref(), now.saturating_add(1), after);
+                let mut certificates = self.latest(target.as_ref(), now.saturating_add(1), after, uid);
                 let more = certificates.len() > now && left > now;
                 certificates.truncate(now);
                 let after = certificates.last().map(|certificate| certificate.generation);
                 let reply = Reply::last(&CertificatesReply { certificates });
-                go_on(reply, more.then_some(Pieces::Certificates { target, left: left - now, after }))
+                go_on(reply, more.then_some(Pieces::Certificates { target, left: left - now, after, uid }))
+            }
+            Pieces::CallSessions { pool, after } => {
+                let (reply, after) = self.sessions_piece(pool, after);
+                let next = after.map(|after| Pieces::CallSessions { pool, after: Some(after) });
+                go_on(Reply::last(&reply), next)
+            }
+            Pieces::Tasks { after, uid } => {
+                let (reply, after) = self.tasks_piece(after, uid);
+                go_on(Reply::last(&reply), after.map(|after| Pieces::Tasks { after: Some(after), uid }))
             }
             Pieces::Logs { target, lines, after, follower } => self.logs_piece(target, lines, after, follower),
         }
     }
 
-    fn workers_piece(&self, what: What, target: EngineTarget, after: Option<WorkerId>) -> (Reply, Task) {
+    fn workers_piece(&self, what: What, target: EngineTarget, after: Option<WorkerId>, uid: u32) -> (Reply, Task) {
         let max = match what {
             What::Info | What::Stats => PIECE_WORKERS_MAX,
             What::Inspection => PIECE_CERTIFICATES_MAX,
@@ -212,7 +250,8 @@ impl Daemon {
         let more = views.len() > max;
         views.truncate(max);
         let after = views.last().map(|view| view.worker);
-        go_on(self.workers_reply(what, &views), more.then_some(Pieces::Workers { what, target, after }))
+        let reply = self.workers_reply(what, &views, uid);
+        go_on(reply, more.then_some(Pieces::Workers { what, target, after, uid }))
     }
 
     fn views_behind(&self, target: EngineTarget, after: Option<WorkerId>) -> impl Iterator<Item = WorkerView> {

@@ -1,7 +1,7 @@
 //! Decides who may ask what: one pure function of caller, request and grants, evaluated on the decoded request by the
 //! process that executes it (HARDENING S5). Never looks at a socket, a clock or a pool.
 
-use crate::protocol::control::{Request, Scope};
+use crate::protocol::control::{Object, Request};
 use crate::spec::{Grantee, RoleGrant};
 
 /// Who is at the other end, as the kernel says it (SO_PEERCRED), at the time of its `connect`.
@@ -13,10 +13,46 @@ pub(in crate::daemon) struct Principal {
     pub(in crate::daemon) gid: u32,
     /// Its pid; 0 from a pid namespace that is not visible here. For people: never decides.
     pub(in crate::daemon) pid: i32,
+    /// Who stands behind the gateway, if it is that; then the others are no user's of this host.
+    pub(in crate::daemon) web: Option<Web>,
+}
+
+/// Somebody who came by HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::daemon) enum Web {
+    /// Without a token.
+    Nobody,
+    /// With a token, by its number.
+    Token(u32),
+}
+
+/// The uid of everybody who comes by HTTP: no user's. What they own is the gateway's callers'.
+pub(in crate::daemon) const WEB_UID: u32 = u32::MAX;
+
+impl Principal {
+    /// Somebody who came by HTTP.
+    pub(in crate::daemon) const fn of_web(web: Web) -> Self {
+        Self { uid: WEB_UID, gid: WEB_UID, pid: 0, web: Some(web) }
+    }
+}
+
+/// Who owns nothing, and is no user.
+pub(super) const NOBODY_UID: u32 = u32::MAX - 1;
+
+impl Principal {
+    /// Whose things are not hidden from them: somebody without a token sees nothing that others had done by HTTP.
+    pub(in crate::daemon) fn viewer(self) -> u32 {
+        if self.web == Some(Web::Nobody) { NOBODY_UID } else { self.uid }
+    }
 }
 
 impl std::fmt::Display for Principal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.web {
+            Some(Web::Nobody) => return f.write_str("the web"),
+            Some(Web::Token(number)) => return write!(f, "the web (token {number})"),
+            None => {}
+        }
         match self.pid {
             0 => write!(f, "uid {}", self.uid),
             pid => write!(f, "uid {} (pid {pid})", self.uid),
@@ -28,7 +64,7 @@ impl std::fmt::Display for Principal {
 ///
 /// What speaks of the protocol alone (`GetInfo`, `GetInterfaceDescription`, `Ping`) is open to any grant, on whatever pool.
 pub(super) fn allows(principal: Principal, own_uid: u32, request: &Request, grants: &[RoleGrant]) -> bool {
-    if principal.uid == 0 || principal.uid == own_uid {
+    if principal.web.is_none() && (principal.uid == 0 || principal.uid == own_uid) {
         return true;
     }
     let is_for = |grant: &&RoleGrant| match grant.grantee {
@@ -36,60 +72,14 @@ pub(super) fn allows(principal: Principal, own_uid: u32, request: &Request, gran
         Grantee::Gid(gid) => gid == principal.gid,
     };
     let mut held = grants.iter().filter(is_for);
-    if speaks_of_the_protocol(request) {
+    let object = request.object();
+    if object == Object::Protocol {
         return held.next().is_some();
     }
     held.any(|grant| {
-        let reaches = match (request.scope(), &grant.pool) {
-            (_, None) => true,
-            (Scope::Pool(asked), Some(granted)) => asked == granted,
-            (Scope::Daemon | Scope::EveryPool, Some(_)) => false,
-        };
+        let reaches = grant.pool.as_ref().is_none_or(|granted| object.pool() == Some(granted));
         reaches && grant.role >= request.role()
     })
-}
-
-const fn speaks_of_the_protocol(request: &Request) -> bool {
-    match request {
-        Request::GetInfo(_) | Request::GetInterfaceDescription(_) | Request::Ping(_) => true,
-        Request::Status(_)
-        | Request::List(_)
-        | Request::Inspect(_)
-        | Request::Start(_)
-        | Request::Stop(_)
-        | Request::Restart(_)
-        | Request::Kill(_)
-        | Request::Reset(_)
-        | Request::Scale(_)
-        | Request::Claim(_)
-        | Request::Release(_)
-        | Request::Warm(_)
-        | Request::Pause(_)
-        | Request::Attach(_)
-        | Request::Watch(_)
-        | Request::Send(_)
-        | Request::Exec(_)
-        | Request::Sessions(_)
-        | Request::Logs(_)
-        | Request::Events(_)
-        | Request::Stats(_)
-        | Request::Certificates(_)
-        | Request::Reload(_)
-        | Request::Upgrade(_)
-        | Request::Shutdown(_)
-        | Request::SetLog(_)
-        | Request::Doctor(_)
-        | Request::GetConfig(_)
-        | Request::ListVolumes(_)
-        | Request::CreateVolume(_)
-        | Request::RepairVolume(_)
-        | Request::HoldVolumes(_)
-        | Request::RemoveVolume(_)
-        | Request::ImageImport(_)
-        | Request::ImageList(_)
-        | Request::ImageInspect(_)
-        | Request::ImageRemove(_) => false,
-    }
 }
 
 #[cfg(test)]
@@ -99,12 +89,13 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 40] = [
+    const TABLE: [(&str, char); 65] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
         ("Status", 'o'),
         ("List", 'o'),
+        ("WaitPool", 'o'),
         ("Inspect", 'o'),
         ("Start", 'w'),
         ("Stop", 'w'),
@@ -115,7 +106,20 @@ mod tests {
         ("Claim", 'w'),
         ("Release", 'w'),
         ("Warm", 'w'),
+        ("Tune", 'w'),
         ("Pause", 'w'),
+        ("Execute", 'w'),
+        ("SendChunk", 'p'),
+        ("Lease", 'w'),
+        ("EndLease", 'p'),
+        ("OpenSession", 'w'),
+        ("CloseSession", 'w'),
+        ("ListSessions", 'o'),
+        ("RequestStatus", 'o'),
+        ("PoolStats", 'o'),
+        ("ResetBreakers", 'w'),
+        ("ServeTools", 'w'),
+        ("ReplyTool", 'w'),
         ("Logs", 'o'),
         ("Attach", 'w'),
         ("Watch", 'o'),
@@ -129,6 +133,10 @@ mod tests {
         ("Upgrade", 'a'),
         ("Shutdown", 'a'),
         ("SetLog", 'a'),
+        ("Identify", 'p'),
+        ("CreateToken", 'a'),
+        ("ListTokens", 'a'),
+        ("RevokeToken", 'a'),
         ("Doctor", 'o'),
         ("GetConfig", 'a'),
         ("ListVolumes", 'o'),
@@ -140,6 +148,13 @@ mod tests {
         ("ImageList", 'o'),
         ("ImageInspect", 'o'),
         ("ImageRemove", 'a'),
+        ("RunTask", 'w'),
+        ("ListTasks", 'o'),
+        ("InspectTask", 'o'),
+        ("CancelTask", 'w'),
+        ("FollowTask", 'o'),
+        ("TaskStatus", 'o'),
+        ("SwitchExecutor", 'w'),
     ];
 
     /// What a request is about.
@@ -160,18 +175,36 @@ mod tests {
             Object::Every => "all",
         };
         let parameters = match (method, object) {
-            ("List" | "Sessions", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
-            ("List" | "Sessions", Object::OneOfWeb) => return None,
+            ("List" | "Sessions" | "ListSessions" | "PoolStats" | "WaitPool", Object::Web | Object::Api) => {
+                serde_json::json!({ "pool": target })
+            }
+            ("RequestStatus", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "request": "x" }),
+            ("RequestStatus", Object::Every) => serde_json::json!({ "request": "x" }),
+            ("List" | "Sessions" | "ListSessions" | "RequestStatus" | "PoolStats" | "WaitPool", Object::OneOfWeb) => {
+                return None;
+            }
             ("Scale", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "count": 1 }),
             ("Scale", Object::OneOfWeb | Object::Every) => return None,
-            ("Claim" | "Warm", Object::Web | Object::Api) => serde_json::json!({ "pool": target }),
+            ("Claim" | "Warm" | "Tune" | "OpenSession" | "Lease", Object::Web | Object::Api) => {
+                serde_json::json!({ "pool": target })
+            }
+            ("Execute", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "command": "x" }),
+            ("CloseSession", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "session": "x" }),
+            ("ServeTools", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "tools": ["x"] }),
+            ("ReplyTool", Object::Web | Object::Api) => {
+                serde_json::json!({ "pool": target, "call": "0".repeat(32) })
+            }
+            (
+                "OpenSession" | "Execute" | "Lease" | "CloseSession" | "ServeTools" | "ReplyTool",
+                Object::OneOfWeb | Object::Every,
+            ) => return None,
             ("Pause", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "paused": true }),
-            ("Claim" | "Warm" | "Pause", Object::OneOfWeb | Object::Every) => return None,
+            ("Claim" | "Warm" | "Tune" | "Pause", Object::OneOfWeb | Object::Every) => return None,
             ("Exec", _) => serde_json::json!({ "target": target, "command": ["x"] }),
             ("Send", _) => serde_json::json!({ "target": target, "text": "x" }),
             (
                 "Attach" | "Watch" | "Inspect" | "Start" | "Stop" | "Restart" | "Kill" | "Reset" | "Release" | "Stats"
-                | "Certificates",
+                | "Certificates" | "ResetBreakers",
                 _,
             ) => {
                 serde_json::json!({ "target": target })
@@ -180,6 +213,12 @@ mod tests {
             (_, Object::Web | Object::OneOfWeb | Object::Api) => return None,
             ("GetInterfaceDescription", Object::Every) => serde_json::json!({ "interface": "a.b" }),
             ("ImageInspect" | "ImageRemove", Object::Every) => serde_json::json!({ "image": "alpine" }),
+            ("CreateToken", Object::Every) => serde_json::json!({ "name": "ci", "role": "observe" }),
+            ("RevokeToken", Object::Every) => serde_json::json!({ "name": "ci" }),
+            ("RunTask", Object::Every) => serde_json::json!({ "prompt": "x" }),
+            ("InspectTask" | "CancelTask" | "FollowTask", Object::Every) => serde_json::json!({ "task": "x" }),
+            ("SwitchExecutor", Object::Every) => serde_json::json!({ "executor": "stub" }),
+            ("EndLease", Object::Every) => serde_json::json!({ "lease": "0".repeat(32), "outcome": "done" }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
             ("HoldVolumes", Object::Every) => serde_json::json!({ "names": [] }),
             ("CreateVolume" | "RepairVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),
@@ -193,7 +232,7 @@ mod tests {
     #[test]
     fn every_role_every_verb_every_object() {
         let web = PoolName::parse("web").unwrap();
-        let caller = Principal { uid: 1000, gid: 100, pid: 7 };
+        let caller = Principal { uid: 1000, gid: 100, pid: 7, web: None };
         let mut seen = 0;
         for (interface, method) in Request::METHODS {
             let (_, needed) = TABLE.iter().find(|(name, _)| name == method).expect("a row for each method");
@@ -227,14 +266,14 @@ mod tests {
         }
         assert_eq!(
             seen,
-            12 * (20 + 14 * 4 + 2 * 3 + 4 * 2),
-            "twenty of the daemon, fourteen of any target, two lists, four of a pool"
+            12 * (33 + 15 * 4 + 6 * 3 + 11 * 2),
+            "thirty-three of the daemon, fifteen of any target, six lists, eleven of a pool"
         );
     }
 
     #[test]
     fn the_strongest_grant_that_reaches_counts() {
-        let caller = Principal { uid: 1000, gid: 100, pid: 7 };
+        let caller = Principal { uid: 1000, gid: 100, pid: 7, web: None };
         let pool = |name: &str| Some(PoolName::parse(name).unwrap());
         let grants = [
             RoleGrant { grantee: Grantee::Gid(100), role: Role::Observe, pool: None },
@@ -248,8 +287,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_done_by_http_is_shown_to_who_has_a_token() {
+        assert_eq!(Principal::of_web(Web::Token(3)).viewer(), WEB_UID);
+        assert_ne!(Principal::of_web(Web::Nobody).viewer(), WEB_UID);
+        assert_eq!(Principal { uid: 5, gid: 0, pid: 0, web: None }.viewer(), 5);
+    }
+
+    #[test]
     fn a_principal_is_named_for_people() {
-        assert_eq!(Principal { uid: 0, gid: 0, pid: 123 }.to_string(), "uid 0 (pid 123)");
-        assert_eq!(Principal { uid: 5, gid: 0, pid: 0 }.to_string(), "uid 5");
+        assert_eq!(Principal { uid: 0, gid: 0, pid: 123, web: None }.to_string(), "uid 0 (pid 123)");
+        assert_eq!(Principal { uid: 5, gid: 0, pid: 0, web: None }.to_string(), "uid 5");
     }
 }

@@ -5,6 +5,7 @@
 
 use super::super::state::Daemon;
 use super::super::terminal::{Pipes, View, Viewer};
+use super::Control;
 use super::attached::Attached;
 use super::client::{Client, Task};
 use super::dispatch::{Asked, Outcome};
@@ -13,7 +14,7 @@ use crate::daemon::environment;
 use crate::daemon::live::Phase;
 use crate::daemon::log::best_effort;
 use crate::daemon::sources::Source;
-use crate::host::init_image::{Begins, Start, Window, start_image};
+use crate::host::init_image::{Begins, Start, Window, environment_of, start_image};
 use crate::host::init_orders::order;
 use crate::host::spawn::{pid_of, signal};
 use crate::protocol::attach::{Decoder, Ended, Frame as _, FromViewer, PAYLOAD_BYTES_MAX, Size, ToViewer};
@@ -57,6 +58,29 @@ impl Piped {
     }
 }
 
+impl Control {
+    /// Whether some client has a program running in a worker.
+    pub(in crate::daemon) fn runs_program_in(&self, worker: WorkerId) -> bool {
+        let runs = |client: &Client| match &client.task {
+            Task::Piped(piped) => piped.worker == worker && piped.ended.is_none(),
+            Task::Idle
+            | Task::Order
+            | Task::Request(_)
+            | Task::Tools
+            | Task::Await(_)
+            | Task::Pieces(_)
+            | Task::Events(_)
+            | Task::Telemetry(..)
+            | Task::Logs(_)
+            | Task::Story(_)
+            | Task::Attached(_)
+            | Task::Import(..)
+            | Task::Shutdown(_) => false,
+        };
+        self.clients.values().any(runs)
+    }
+}
+
 impl Daemon {
     /// Starts a program in a running worker.
     pub(super) fn exec(&mut self, asked: Asked, request: &ExecRequest) -> Outcome {
@@ -67,6 +91,7 @@ impl Daemon {
             Ok(worker) => worker,
             Err(error) => return error.into(),
         };
+        self.use_worker(worker);
         let name = self.worker_name(worker);
         let program = self.terminals.next_program();
         let failed =
@@ -112,9 +137,15 @@ impl Daemon {
 
     fn program_image(&self, worker: WorkerId, request: &ExecRequest, begins: Begins) -> Result<OwnedFd, String> {
         let pool = self.pools.get(&worker.pool).ok_or("its pool is gone")?;
-        let (_, mut env) = environment::of_worker(pool, worker.slot, &self.spec.instance.to_string());
         let session = self.sessions.of(worker);
-        env.extend(session.map(|session| format!("HALSUP_SESSION={}", session.name)));
+        // What a claim has given its program is in that program's image, and is kept nowhere else.
+        let mut env = match self.live.get(&worker).and_then(|live| live.claim.as_ref()) {
+            Some(claim) => environment_of(claim.as_fd()).map_err(|error| chain(&error))?,
+            None => {
+                let told = self.live.get(&worker).map(|live| live.told).unwrap_or_default();
+                environment::of_worker(pool, worker.slot, &self.spec.instance.to_string(), told).1
+            }
+        };
         // Sockets that only the main program has.
         let is_own = |variable: &String| {
             ["LISTEN_", "HALSUP_CHANNEL_FD=", "NOTIFY_SOCKET=", "WATCHDOG_"].iter().any(|own| variable.starts_with(own))
@@ -177,9 +208,14 @@ impl Daemon {
             Task::Piped(piped) if piped.worker == worker && piped.program == program => Some(piped.as_mut()),
             Task::Idle
             | Task::Order
+            | Task::Request(_)
+            | Task::Tools
+            | Task::Await(_)
             | Task::Pieces(_)
             | Task::Events(_)
+            | Task::Telemetry(..)
             | Task::Logs(_)
+            | Task::Story(_)
             | Task::Attached(_)
             | Task::Piped(_)
             | Task::Import(..)

@@ -11,7 +11,7 @@ use super::*;
 use crate::protocol::control::{CallFailure, Empty};
 use crate::protocol::varlink::{Decoder, FRAME_BYTES_MAX, Reply};
 
-const PEER: Principal = Principal { uid: 1000, gid: 1000, pid: 1 };
+const PEER: Principal = Principal { uid: 1000, gid: 1000, pid: 1, web: None };
 const START: Time = Time(0);
 
 struct Pair {
@@ -230,10 +230,12 @@ fn no_user_can_take_all_places_and_root_has_some_of_its_own() {
         true
     };
     let taken_by = |control: &mut Control, uid: u32| (0..300).filter(|_| add(control, uid)).count();
-    assert_eq!(taken_by(&mut control, 1), CLIENTS_OF_USER_MAX);
-    assert_eq!(taken_by(&mut control, 2), CLIENTS_OF_USER_MAX);
-    assert_eq!(taken_by(&mut control, 3), CLIENTS_OF_USER_MAX);
-    assert_eq!(taken_by(&mut control, 4), CLIENTS_MAX - CLIENTS_RESERVED - 3 * CLIENTS_OF_USER_MAX);
+    assert_eq!(taken_by(&mut control, WEB_UID), CLIENTS_OF_GATEWAY_MAX);
+    for user in 1..=3 {
+        assert_eq!(taken_by(&mut control, user), CLIENTS_OF_USER_MAX);
+    }
+    let rest = CLIENTS_MAX - CLIENTS_RESERVED - CLIENTS_OF_GATEWAY_MAX - 3 * CLIENTS_OF_USER_MAX;
+    assert_eq!(taken_by(&mut control, 4), rest);
     assert_eq!(taken_by(&mut control, 5), 0);
     assert_eq!(taken_by(&mut control, 0), CLIENTS_RESERVED);
     control.clients.remove(&7);

@@ -54,10 +54,8 @@ fn ports_check(pool: &PoolSpec) -> Option<Check> {
         .find(|port| port::check_free(*port).is_err())?;
     let holder = port::holder(taken).map(|holder| format!(" by {holder}")).unwrap_or_default();
     let kind = if pool.service { "service" } else { "pool" };
-    let fix = format!(
-        "use another port: `base_port` in [{kind}.{}] (CHROMADB_PORT=8080 where that variable sets it); or end who has it",
-        pool.name
-    );
+    let variable = super::troubles::chromadb_port(pool);
+    let fix = format!("use another port: `base_port` in [{kind}.{}]{variable}; or end who has it", pool.name);
     Some(bad(format!("port of {}", pool.name), format!("port {taken} is in use{holder}"), fix))
 }
 

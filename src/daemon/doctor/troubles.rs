@@ -21,6 +21,15 @@ fn table(spec: &PoolSpec) -> String {
     format!("[{}.{}]", if spec.service { "service" } else { "pool" }, spec.name)
 }
 
+/// The variable that says which port a service has, for the one that has such a variable.
+pub(super) fn chromadb_port(spec: &PoolSpec) -> &'static str {
+    if spec.service && spec.name.as_str() == "chromadb" {
+        ", or CHROMADB_PORT=8080 halsup daemon restart where the file says nothing of it"
+    } else {
+        ""
+    }
+}
+
 /// What a pool is called in a check.
 fn title(spec: &PoolSpec) -> String {
     format!("{} {}", if spec.service { "service" } else { "pool" }, spec.name)
@@ -165,7 +174,7 @@ impl Daemon {
             checks.push(partly(format!("network of {}", pool.spec.name), found, fix));
         }
         let view = self.views(Target::Pool(pool.id)).find(|view| view.state == State::Healthy);
-        let port = view.and_then(|view| self.live.get(&view.worker)?.port);
+        let port = view.and_then(|view| self.live.get(&view.worker)?.told.port);
         if let (Some(port), Net::Parent, true) = (port, &pool.spec.net, pool.spec.service)
             && port::check_free(port).is_ok()
         {
@@ -262,7 +271,7 @@ fn how_it_ended(pool: &Pool, state: State, certificate: &DeathCertificate) -> (S
     if certificate.cause == Cause::StartFailed {
         let seconds = pool.spec.policy.startup.ready_timeout.as_secs();
         let for_what = match &pool.spec.ready {
-            Ready::Exec | Ready::Notify | Ready::Channel | Ready::File(_) => String::new(),
+            Ready::Exec | Ready::Notify | Ready::Channel | Ready::File(_) | Ready::PortFile(_) => String::new(),
             Ready::Probe(_) => {
                 format!(" on port {}", pool.spec.base_port.map_or_else(|| "?".to_owned(), |port| port.to_string()))
             }
@@ -273,7 +282,9 @@ fn how_it_ended(pool: &Pool, state: State, certificate: &DeathCertificate) -> (S
         );
         return (format!("failed to start within {seconds}s{for_what}"), fix);
     }
-    let last = certificate.last_output.lines().rfind(|line| !line.trim().is_empty());
+    // Everybody who may look at anything may ask this.
+    let output = if certificate.owner.is_none() { certificate.last_output.as_str() } else { "" };
+    let last = output.lines().rfind(|line| !line.trim().is_empty());
     let words = last.map(|line| format!(", with the words {line:?}")).unwrap_or_default();
     (format!("it ended: {}{words}", certificate.cause), format!("halsup logs {worker} says why{reset}"))
 }
@@ -282,9 +293,10 @@ fn how_it_ended(pool: &Pool, state: State, certificate: &DeathCertificate) -> (S
 fn remedy(pool: &Pool, stage: &str, worker: &str) -> String {
     let table = table(&pool.spec);
     match stage {
-        "port" => format!(
-            "use another port: `base_port` in {table} (CHROMADB_PORT=8080 where that variable sets it), then halsup daemon reload; or end who has it"
-        ),
+        "port" => {
+            let variable = chromadb_port(&pool.spec);
+            format!("use another port: `base_port` in {table}, then halsup daemon reload{variable}; or end who has it")
+        }
         "volume" => "halsup volume ls says what there is and how much room is left".to_owned(),
         "cgroup" => "halsup doctor says which controllers are missing; write no limit for those".to_owned(),
         _ => format!("mend what is named, then halsup restart {worker}"),

@@ -281,3 +281,116 @@ fn read<T: serde::de::DeserializeOwned>(dir: BorrowedFd<'_>, name: &str) -> Resu
     serde_json::from_slice(text.get(..length).unwrap_or_default())
         .map_err(|error| Error::refused(format!("{name} of the backup is not understood: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Numbers that look like chance and are the same in every run (splitmix64).
+    struct Draw(u64);
+
+    impl Draw {
+        fn below(&mut self, most: usize) -> usize {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            usize::try_from((z ^ (z >> 31)) >> 16).unwrap_or(0) % most
+        }
+    }
+
+    /// What somebody may have written into a field.
+    fn anything() -> Vec<Value> {
+        vec![
+            json!(null),
+            json!(-1),
+            json!(0),
+            json!(1),
+            json!(2),
+            json!(3),
+            json!(u64::MAX),
+            json!(i64::MIN),
+            json!(1e300),
+            json!(true),
+            json!(""),
+            json!("data"),
+            json!("../../etc"),
+            json!("/"),
+            json!("a\u{0}b"),
+            json!("x".repeat(300)),
+            json!([]),
+            json!(["data"]),
+            json!(["data", "data"]),
+            json!(["data", "more"]),
+            json!(["more", "data"]),
+            json!(["data", "more", ""]),
+            json!(vec!["data"; 300]),
+            json!([[]]),
+            json!({}),
+            json!({ "binds": ["/:/host"] }),
+        ]
+    }
+
+    /// One field changed, added, removed or renamed, or a piece of the text.
+    fn changed(draw: &mut Draw, values: &[Value], text: &str) -> Vec<u8> {
+        let mut value: Value = serde_json::from_str(text).unwrap();
+        let fields = value.as_object_mut().unwrap();
+        let name = fields.keys().nth(draw.below(fields.len())).unwrap().clone();
+        match draw.below(8) {
+            0..=3 => drop(fields.insert(name, values[draw.below(values.len())].clone())),
+            4 => drop(fields.remove(&name)),
+            5 => drop(fields.insert(format!("{name}s"), values[draw.below(values.len())].clone())),
+            _ => {
+                let mut bytes = text.as_bytes().to_vec();
+                let at = draw.below(bytes.len());
+                match draw.below(3) {
+                    0 => bytes[at] = u8::try_from(draw.below(256)).unwrap(),
+                    1 => bytes.truncate(at),
+                    _ => drop(bytes.splice(at..at, b"9\"{[".iter().copied())),
+                }
+                return bytes;
+            }
+        }
+        value.to_string().into_bytes()
+    }
+
+    #[test]
+    fn whatever_a_backup_says_of_itself_counts_only_where_it_is_so() {
+        // In memory where that can be had: a disk takes ten times as long for a file of its own each round.
+        let memory = std::path::Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        for volume in ["data", "more"] {
+            std::fs::create_dir_all(dir.path().join(VOLUMES).join(volume).join(DATA)).unwrap();
+        }
+        let root = rustix::fs::open(dir.path(), DIRECTORY, Mode::empty()).unwrap();
+        let about = json!({ "format": FORMAT, "version": "0", "instance": "default", "created": "2026-01-01T00:00:00Z",
+            "volumes": ["data", "more"], "head": 2 });
+        let packed = Packed { entries: 9, ..Packed::default() };
+        let (about, end) = (about.to_string(), serde_json::to_string(&packed).unwrap());
+        let totals = Totals { entries: 12, ..Totals::default() };
+        // A file that is emptied and written again is on the disk at once, on some file systems: each time another one.
+        let write = |name: &str, bytes: &[u8]| {
+            std::fs::remove_file(dir.path().join(name)).unwrap_or_default();
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        };
+        let (mut draw, values, mut taken) = (Draw(12), anything(), 0);
+        for round in 0..100_000 {
+            let is_head = draw.below(3) > 0;
+            let head = if is_head { changed(&mut draw, &values, &about) } else { about.as_bytes().to_vec() };
+            let tail = if is_head { end.as_bytes().to_vec() } else { changed(&mut draw, &values, &end) };
+            write(HEAD, &head);
+            write(TAIL, &tail);
+            let Ok(names) = check(root.as_fd(), &totals) else { continue };
+            taken += 1;
+            let names: Vec<&str> = names.iter().map(VolumeName::as_str).collect();
+            assert_eq!(names, ["data", "more"], "round {round}");
+            let (head, tail): (Value, Value) =
+                (serde_json::from_slice(&head).unwrap(), serde_json::from_slice(&tail).unwrap());
+            assert_eq!(head["format"], FORMAT, "round {round}");
+            let sum = head["head"].as_u64().unwrap().checked_add(tail["entries"].as_u64().unwrap());
+            assert_eq!(sum, Some(11), "round {round}");
+        }
+        assert!(taken > 1_000, "{taken}: what is so is taken");
+    }
+}

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::{DIRECTORY, Error, Place, hand, step};
+use crate::daemon::kept::{ENDED_LOG, Kept};
 use crate::daemon::recover::end_leftovers;
 use crate::host::cgroup::{CgroupRoot, Location};
 use crate::host::own_dir::own_dir;
@@ -29,12 +30,30 @@ pub struct Swept {
     pub removed: Vec<String>,
 }
 
+/// What a daemon that runs knows of, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// All workers.
+    pub workers: Vec<String>,
+    /// All sessions, those that have ended and are kept among them.
+    pub sessions: Vec<String>,
+}
+
+impl Known {
+    /// Whether a log is of one of them.
+    fn has(&self, log: &str) -> bool {
+        let is_of = |name: &str| log.strip_prefix(name).is_some_and(|rest| rest.starts_with(".log"));
+        self.workers.iter().any(|worker| is_of(worker))
+            || self.sessions.iter().any(|session| is_of(&Kept::log_name(session)))
+    }
+}
+
 /// Ends what runs without a daemon, and removes what was never finished and files older than `stale`. Beside a daemon, whose
-/// business the first two are, only the last. Logs of the workers named in `kept` stay.
+/// business the first two are, only the last. The logs of all that it knows of stay.
 ///
 /// # Errors
 /// [`Error`].
-pub fn collect(spec: &DaemonSpec, stale: Duration, kept: &[String]) -> Result<Swept, Error> {
+pub fn collect(spec: &DaemonSpec, stale: Duration, known: Option<&Known>) -> Result<Swept, Error> {
     let place = Place::open(spec)?;
     let mut swept = Swept::default();
     match place.lock(spec) {
@@ -46,7 +65,8 @@ pub fn collect(spec: &DaemonSpec, stale: Duration, kept: &[String]) -> Result<Sw
         Err(error) => return Err(error),
     }
     let before = crate::daemon::clock::wall().checked_sub(stale).unwrap_or(SystemTime::UNIX_EPOCH);
-    let is_kept = |name: &str| kept.iter().any(|worker| name.starts_with(&format!("{worker}.log")));
+    // Which sessions that have ended are kept only a daemon says.
+    let is_kept = |name: &str| known.map_or_else(|| name.contains(ENDED_LOG), |known| known.has(name));
     swept.files += remove_old(&place, "logs/workers", before, is_kept)?;
     swept.files += remove_old(&place, crate::host::state_file::QUARANTINE, before, |_| false)?;
     Ok(swept)

@@ -8,6 +8,7 @@
 mod backup;
 mod clean;
 mod hand;
+mod record;
 mod volume;
 
 use std::io;
@@ -20,7 +21,8 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, open
 use rustix::io::Errno;
 
 pub use backup::{Backup, Made, Restored, back_up, list, restore};
-pub use clean::{Swept, collect, reset};
+pub use clean::{Known, Swept, collect, reset};
+pub use record::record;
 pub use volume::{Imported, export, import};
 
 use super::birth::{IDS, RANGES};

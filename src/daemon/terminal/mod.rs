@@ -219,6 +219,8 @@ impl Daemon {
             return;
         }
         let worker = terminal.worker;
+        self.task_wrote(worker, written);
+        let Some(terminal) = self.terminals.get_mut(number) else { return };
         let logged = terminal.console.for_the_log(written);
         if let Some(log) = self.logs.get_mut(&worker) {
             log.append(Stream::Stdout, &logged, clock::wall());

@@ -69,6 +69,11 @@ pub(super) fn read_open<'b>(fd: BorrowedFd<'_>, buffer: &'b mut [u8]) -> Result<
     std::str::from_utf8(bytes).or(Err(Errno::ILSEQ))
 }
 
+/// Writes `value` in one call to an attribute that is open.
+pub(super) fn write_open(fd: BorrowedFd<'_>, value: &str) -> Result<(), Errno> {
+    write_all(fd, value)
+}
+
 fn write_all(fd: BorrowedFd<'_>, value: &str) -> Result<(), Errno> {
     let written = retry_on_intr(|| write(fd, value.as_bytes()))?;
     if written == value.len() { Ok(()) } else { Err(Errno::IO) }

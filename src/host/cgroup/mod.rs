@@ -17,7 +17,9 @@ mod delegate;
 mod discover;
 mod events;
 mod files;
+mod freezer;
 mod limits;
+mod meter;
 mod pool;
 mod worker;
 
@@ -30,7 +32,9 @@ pub use controller::{Availability, Controller, Controllers, Missing};
 pub use delegate::CgroupRoot;
 pub use discover::{Delegation, Location};
 pub use events::{CgroupEvents, CpuStat, MemoryEvents, Pids, PidsEvents, Stats};
+pub use freezer::{reclaim, thaw_all};
 pub use limits::{Enforcement, LimitName, MissedLimit, WantedLimit, wanted_limits};
+pub use meter::{Meter, Used};
 pub use pool::{FoundWorker, PoolCgroup, Walk};
 pub use worker::WorkerCgroup;
 

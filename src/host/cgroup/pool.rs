@@ -13,7 +13,7 @@ use super::worker::parse_leaf;
 use super::{CgroupError, Removal};
 use crate::spec::{Generation, PoolName};
 
-const PREFIX: &str = "pool.";
+pub(super) const PREFIX: &str = "pool.";
 /// Below a pool there are its workers, and below those nothing.
 const DEPTH: &str = "1";
 /// More cgroups than this are not listed by one walk.
@@ -155,7 +155,12 @@ impl Walk {
 }
 
 /// The names of the directories in `name`, at most `max`.
-fn children(parent: BorrowedFd<'_>, name: &str, max: usize, truncated: &mut bool) -> Result<Vec<String>, CgroupError> {
+pub(super) fn children(
+    parent: BorrowedFd<'_>,
+    name: &str,
+    max: usize,
+    truncated: &mut bool,
+) -> Result<Vec<String>, CgroupError> {
     let failed = |source| CgroupError::List { name: name.to_owned(), source };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = match openat(parent, name, flags, Mode::empty()) {

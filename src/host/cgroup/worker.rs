@@ -134,6 +134,13 @@ impl WorkerCgroup {
         self.write("cgroup.freeze", "0")
     }
 
+    /// Whether the kernel takes its memory on request (Linux 5.19, with the memory controller).
+    #[must_use]
+    pub fn can_reclaim(&self) -> bool {
+        rustix::fs::accessat(&self.dir, "memory.reclaim", rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty())
+            .is_ok()
+    }
+
     /// `cgroup.events`, opened at the first call and kept: to be registered for `PRIORITY` readiness, which each call of
     /// [`Self::events`] clears.
     ///
@@ -235,7 +242,7 @@ impl WorkerCgroup {
         })
     }
 
-    fn optional<T>(&self, file: &'static str, parse: impl Fn(&str) -> T) -> Result<Option<T>, CgroupError> {
+    pub(super) fn optional<T>(&self, file: &'static str, parse: impl Fn(&str) -> T) -> Result<Option<T>, CgroupError> {
         let mut buffer = [0; ATTRIBUTE_BYTES_MAX];
         match read(self.dir.as_fd(), &self.leaf, file, &mut buffer) {
             Ok(text) => Ok(Some(parse(text))),

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, statat, unlinkat};
 use rustix::io::{Errno, retry_on_intr, write};
 use serde::Serialize;
 
@@ -28,6 +28,9 @@ pub use lines::{End, LINE_BYTES_MAX, Lines};
 pub const TAIL_BYTES_MAX: usize = 4096;
 /// More rotated files than this are never kept, nor looked for.
 const KEEP_MAX: u32 = 100;
+/// So many numbers in a row may be missing between two rotated files: each daemon that was killed while it moved them has left
+/// one out.
+const GAP_MAX: u32 = 8;
 
 /// A log file could not be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,22 @@ pub enum LogFileError {
     NotRegular {
         /// Its name.
         name: String,
+    },
+    /// The file could not be removed.
+    #[error("remove log file {name}")]
+    Remove {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Errno,
+    },
+    /// The file could not be renamed.
+    #[error("rename log file {name}")]
+    Rename {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Errno,
     },
     /// The file could not be read.
     #[error("read log file {name}")]
@@ -126,6 +145,41 @@ impl LogFile {
         log.open_current()?;
         log.forget_surplus();
         Ok(log)
+    }
+
+    /// Removes all log files of `worker` from `dir`.
+    ///
+    /// # Errors
+    /// When one is there and cannot be removed.
+    pub fn forget(dir: BorrowedFd<'_>, worker: &str) -> Result<(), LogFileError> {
+        check_name(worker)?;
+        // The oldest first, so that none is left behind another that stayed.
+        let last = last_rotated(dir, worker);
+        for name in (1..=last).rev().map(|number| rotated(worker, number)).chain([current(worker)]) {
+            match unlinkat(dir, name.as_str(), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(source) => return Err(LogFileError::Remove { name, source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives all log files of `worker` in `dir` another name, in the place of those that have it.
+    ///
+    /// # Errors
+    /// When one is there and cannot be renamed.
+    pub fn hand_over(dir: BorrowedFd<'_>, worker: &str, to: &str) -> Result<(), LogFileError> {
+        check_name(worker)?;
+        Self::forget(dir, to)?;
+        let names = [(current(worker), current(to))].into_iter();
+        let last = last_rotated(dir, worker);
+        for (from, to) in names.chain((1..=last).map(|number| (rotated(worker, number), rotated(to, number)))) {
+            match renameat(dir, from.as_str(), dir, to.as_str()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(source) => return Err(LogFileError::Rename { name: from, source }),
+            }
+        }
+        Ok(())
     }
 
     /// Takes what a worker wrote. Whole lines are written; what follows the last newline waits for the next call or
@@ -300,6 +354,19 @@ impl LogFile {
             }
         }
     }
+}
+
+/// The number of the last rotated file; 0 is none.
+fn last_rotated(dir: BorrowedFd<'_>, worker: &str) -> u32 {
+    let mut last = 0;
+    for number in 1..=KEEP_MAX {
+        if statat(dir, rotated(worker, number), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            last = number;
+        } else if number - last > GAP_MAX {
+            break;
+        }
+    }
+    last
 }
 
 fn length(bytes: &[u8]) -> u64 {

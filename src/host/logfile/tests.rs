@@ -210,3 +210,20 @@ fn last_lines_are_bounded() {
     assert!(last.lines.iter().all(|found| found == line.as_bytes()), "no part of a line, no older file");
     assert!(!read_last_lines(place.dir.as_fd(), "web.3", 10).unwrap().truncated);
 }
+
+#[test]
+fn forgetting_and_handing_over_pass_the_gaps_that_killed_daemons_have_left() {
+    let place = Place::new();
+    let make = || {
+        for name in ["web.3.log", "web.3.log.1", "web.3.log.4", "web.3.log.12", "web.4.log"] {
+            fs::write(place.root.path().join(name), name).unwrap();
+        }
+    };
+    make();
+    LogFile::hand_over(place.dir.as_fd(), "web.3", "kept").unwrap();
+    assert_eq!(place.names(), ["kept.log", "kept.log.1", "kept.log.12", "kept.log.4", "web.4.log"]);
+    make();
+    LogFile::forget(place.dir.as_fd(), "web.3").unwrap();
+    LogFile::forget(place.dir.as_fd(), "kept").unwrap();
+    assert_eq!(place.names(), ["web.4.log"]);
+}

@@ -11,6 +11,7 @@
 
 mod allow_list;
 mod bpf;
+mod gateway;
 mod policy;
 mod profile;
 mod reader;
@@ -66,6 +67,14 @@ impl Filter {
     /// Only on an architecture whose numbers are not known.
     pub fn reader() -> Result<Self, SeccompError> {
         bpf::compile(&reader::policy())
+    }
+
+    /// The filter of the gateway.
+    ///
+    /// # Errors
+    /// Only on an architecture whose numbers are not known.
+    pub fn gateway() -> Result<Self, SeccompError> {
+        bpf::compile(&gateway::policy())
     }
 
     /// A profile in Docker's JSON format, for a worker without capabilities. `kernel` is the running version, as 6 and 1.

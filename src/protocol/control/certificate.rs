@@ -135,13 +135,19 @@ pub struct DeathCertificate {
     pub oom_kills: Option<u64>,
     /// How many processes were left when its main process had ended.
     pub leftover_processes: Option<u64>,
-    /// The last it wrote, at most [`LAST_OUTPUT_BYTES_MAX`]; not escaped for a terminal.
+    /// The last it wrote, at most [`LAST_OUTPUT_BYTES_MAX`]; not escaped for a terminal. Empty for who may not see it.
     pub last_output: String,
     /// Who asked for the end: `uid 1000 (pid 4711)`.
     pub asked_by: Option<String>,
     /// What is not known of this end, and why: it came while no daemon ran.
     #[serde(default)]
     pub note: Option<String>,
+    /// The session that it was, if it was one.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// Whose that was, by uid.
+    #[serde(default)]
+    pub owner: Option<u32>,
 }
 
 #[cfg(test)]

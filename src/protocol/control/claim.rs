@@ -2,9 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SCALE_COUNT_MAX;
+use super::reply::Failure;
 use super::request::pool_name;
+use super::target::Target;
 use crate::spec::PoolName;
 
+/// The longest `idle_timeout_seconds` and `check_interval_seconds`: a day.
+pub const PATIENCE_SECONDS_MAX: u64 = 86_400;
 /// Most items of any list of a claim.
 pub const CLAIM_ITEMS_MAX: usize = 256;
 
@@ -63,6 +68,9 @@ pub struct ClaimRequest {
     /// Whether nobody will be attached to it when it begins; remembered for scripts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detached: Option<bool>,
+    /// Whether it is kept when its program has ended, with its exit and its log, until it is released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<bool>,
 }
 
 impl ClaimRequest {
@@ -87,6 +95,7 @@ impl ClaimRequest {
             labels: None,
             warm_only: None,
             detached: None,
+            keep: None,
         }
     }
 
@@ -132,6 +141,35 @@ pub struct ClaimReply {
     pub pid: Option<u32>,
 }
 
+/// Parameters of `Release`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// Which.
+    pub target: Target,
+    /// Whether its place is to be one of the pool's again, instead of going with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset: Option<bool>,
+    /// Instead of a worker of `target`, which is then its pool: the session of this name, which has ended and is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+}
+
+/// The answer of `Release`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseReply {
+    /// How many workers are in the state that was ordered: gone, or warm again.
+    pub achieved: u32,
+    /// How many were to be.
+    pub wanted: u32,
+    /// Why it is not, as far as it is known.
+    pub failures: Vec<Failure>,
+    /// Whether its place is one of the pool's again.
+    pub reset: bool,
+    /// Why it is not, where that was asked for.
+    pub reason: Option<String>,
+}
+
 /// Parameters of `Warm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,6 +177,45 @@ pub struct PoolRequest {
     /// Which.
     #[serde(with = "pool_name")]
     pub pool: PoolName,
+}
+
+/// Parameters of `Tune`; what is `None` stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TuneRequest {
+    /// Which.
+    #[serde(with = "pool_name")]
+    pub pool: PoolName,
+    /// So many stay warm, and never fewer; 0..=[`SCALE_COUNT_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<u32>,
+    /// Never more are warm; 1..=[`SCALE_COUNT_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// How long one beyond the wanted number stays warm, 1..=[`PATIENCE_SECONDS_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_seconds: Option<u64>,
+    /// Within what time what is missing is made up for, 1..=[`PATIENCE_SECONDS_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check_interval_seconds: Option<u64>,
+}
+
+impl TuneRequest {
+    /// The parameter that is out of its range, if one is.
+    pub(super) fn out_of_range(&self) -> Option<&'static str> {
+        let patience = 1..=PATIENCE_SECONDS_MAX;
+        if self.min.is_some_and(|min| min > SCALE_COUNT_MAX) {
+            Some("min")
+        } else if self.max.is_some_and(|max| !(1..=SCALE_COUNT_MAX).contains(&max)) {
+            Some("max")
+        } else if self.idle_timeout_seconds.is_some_and(|seconds| !patience.contains(&seconds)) {
+            Some("idle_timeout_seconds")
+        } else if self.check_interval_seconds.is_some_and(|seconds| !patience.contains(&seconds)) {
+            Some("check_interval_seconds")
+        } else {
+            None
+        }
+    }
 }
 
 /// Parameters of `Pause`.
@@ -163,6 +240,9 @@ pub struct ClaimsInfo {
     pub sessions_max: u32,
     /// How long one beyond the wanted number stays warm.
     pub idle_timeout_seconds: u64,
+    /// Within what time what is missing is made up for.
+    #[serde(default)]
+    pub check_interval_seconds: u64,
     /// Whether nothing is added or given up by itself.
     pub paused: bool,
     /// `memory.max` of a claim that says nothing of it; `None` is no limit.

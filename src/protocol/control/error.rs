@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::service::{ServiceError, error_of, error_reply};
 use super::super::varlink::Reply;
+use super::RequestFailure;
 
 /// An error of `io.halsup.Control`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -22,6 +23,13 @@ pub enum Error {
     Refused {
         /// Why, as half a sentence.
         reason: String,
+    },
+    /// There is one of that name already.
+    #[error("{what} exists already")]
+    #[serde(rename = "io.halsup.Control.Exists")]
+    Exists {
+        /// With its kind: `task 7`.
+        what: String,
     },
     /// The queue is full or the deadline passed.
     #[error("saturated: the queue is full or the deadline passed")]
@@ -42,6 +50,10 @@ pub enum Error {
         /// The whole chain of causes, down to the kernel's word.
         cause: String,
     },
+    /// A request has no result.
+    #[error("{}: {}", .0.reason, .0.message)]
+    #[serde(rename = "io.halsup.Control.RequestFailed")]
+    RequestFailed(Box<RequestFailure>),
 }
 
 impl Error {
@@ -93,6 +105,7 @@ mod tests {
         for error in [
             Error::NotFound { what: "worker web.9".into() },
             Error::Refused { reason: "no".into() },
+            Error::Exists { what: "task 7".into() },
             Error::Saturated {},
             Error::ShuttingDown {},
             Error::Failed { operation: "start".into(), object: "web.3".into(), cause: "exec: ENOENT".into() },

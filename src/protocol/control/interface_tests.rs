@@ -3,7 +3,7 @@
 //! A small reader of the description, and one full value of every type: a value's JSON has every field of its type, and
 //! must have exactly the fields, and the kinds of values, that the description says. The same value must be read back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use serde::Serialize;
@@ -12,161 +12,11 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A type as the description writes it.
-#[derive(Debug, Clone, PartialEq)]
-enum Type {
-    Bool,
-    Int,
-    Text,
-    Array(Box<Self>),
-    Maybe(Box<Self>),
-    Named(String),
-    Object(BTreeMap<String, Self>),
-    Enum(BTreeSet<String>),
-}
+mod reader;
+mod tasks;
+mod tokens;
 
-#[derive(Debug, Default)]
-struct Interface {
-    types: BTreeMap<String, Type>,
-    methods: BTreeMap<String, (Type, Type)>,
-    errors: BTreeMap<String, Type>,
-}
-
-struct Reader<'a> {
-    tokens: Vec<&'a str>,
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn new(text: &'a str) -> Self {
-        let mut tokens = Vec::new();
-        for line in text.lines().map(|line| line.split('#').next().unwrap()) {
-            let mut rest = line.trim_start();
-            while !rest.is_empty() {
-                let length = match rest.as_bytes() {
-                    [b'-', b'>', ..] | [b'[', b']', ..] => 2,
-                    [b'(' | b')' | b',' | b':' | b'?', ..] => 1,
-                    _ => rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '.').unwrap_or(rest.len()),
-                };
-                assert!(length > 0, "{rest}");
-                tokens.push(&rest[..length]);
-                rest = rest[length..].trim_start();
-            }
-        }
-        Self { tokens, at: 0 }
-    }
-
-    fn next(&mut self) -> &'a str {
-        self.at += 1;
-        self.tokens[self.at - 1]
-    }
-
-    fn expect(&mut self, token: &str) {
-        assert_eq!(self.next(), token, "at token {}", self.at);
-    }
-
-    fn interface(mut self) -> Interface {
-        let mut interface = Interface::default();
-        self.expect("interface");
-        self.expect(INTERFACE);
-        while self.at < self.tokens.len() {
-            let (what, name) = (self.next(), self.next().to_string());
-            assert!(name.chars().next().unwrap().is_ascii_uppercase(), "{name}");
-            let first = self.parse_type();
-            let doubled = match what {
-                "type" => interface.types.insert(name, first).is_some(),
-                "error" => interface.errors.insert(name, first).is_some(),
-                "method" => {
-                    self.expect("->");
-                    let reply = self.parse_type();
-                    interface.methods.insert(name, (first, reply)).is_some()
-                }
-                _ => panic!("{what}"),
-            };
-            assert!(!doubled, "a {what} comes twice");
-        }
-        interface
-    }
-
-    fn parse_type(&mut self) -> Type {
-        match self.next() {
-            "?" => Type::Maybe(Box::new(self.parse_type())),
-            "[]" => Type::Array(Box::new(self.parse_type())),
-            "bool" => Type::Bool,
-            "int" => Type::Int,
-            "string" => Type::Text,
-            "(" => self.parse_fields(),
-            name => Type::Named(name.into()),
-        }
-    }
-
-    fn parse_fields(&mut self) -> Type {
-        let mut fields = BTreeMap::new();
-        let mut words = BTreeSet::new();
-        loop {
-            let name = self.next();
-            if name == ")" {
-                break;
-            }
-            // The grammar of Varlink: a letter first, single underscores inside, none at the end.
-            assert!(name.as_bytes()[0].is_ascii_alphabetic() && !name.contains("__") && !name.ends_with('_'), "{name}");
-            match self.next() {
-                ":" => {
-                    assert!(fields.insert(name.to_string(), self.parse_type()).is_none(), "{name} comes twice");
-                    match self.next() {
-                        "," => {}
-                        ")" => break,
-                        token => panic!("{token}"),
-                    }
-                }
-                separator => {
-                    assert!(words.insert(name.to_string()), "{name} comes twice");
-                    if separator == ")" {
-                        break;
-                    }
-                }
-            }
-        }
-        assert!(fields.is_empty() || words.is_empty());
-        if words.is_empty() { Type::Object(fields) } else { Type::Enum(words) }
-    }
-}
-
-impl Interface {
-    /// Whether `value`, which has every field that its type has, is exactly of this type.
-    fn check(&self, at: &str, value: &Value, expected: &Type) {
-        match (expected, value) {
-            (Type::Bool, Value::Bool(_)) | (Type::Text, Value::String(_)) => {}
-            (Type::Int, Value::Number(number)) => assert!(number.is_i64(), "{at}"),
-            (Type::Maybe(inner), value) => {
-                assert!(!value.is_null(), "{at}: the test's values are full");
-                self.check(at, value, inner);
-            }
-            (Type::Array(inner), Value::Array(items)) => {
-                assert!(!items.is_empty(), "{at}: the test's values are full");
-                items.iter().for_each(|item| self.check(at, item, inner));
-            }
-            (Type::Named(name), value) => self.check(&format!("{at}:{name}"), value, &self.types[name]),
-            (Type::Enum(words), Value::String(word)) => assert!(words.contains(word), "{at}: {word}"),
-            (Type::Object(fields), Value::Object(map)) => {
-                assert!(map.keys().eq(fields.keys().collect::<BTreeSet<_>>()), "{at}: {:?} {:?}", map.keys(), fields);
-                map.iter().for_each(|(key, value)| self.check(&format!("{at}.{key}"), value, &fields[key]));
-            }
-            (expected, value) => panic!("{at}: {value} is no {expected:?}"),
-        }
-    }
-
-    /// Whether exactly the fields that are not `?` are needed to read the type.
-    fn check_optional<T: DeserializeOwned>(&self, at: &str, value: &Value, expected: &Type) {
-        let Type::Object(fields) = expected else { panic!("{at}") };
-        for (field, kind) in fields {
-            let mut without = value.clone();
-            without.as_object_mut().unwrap().remove(field);
-            let optional = matches!(kind, Type::Maybe(_));
-            assert_eq!(serde_json::from_value::<T>(without).is_ok(), optional, "{at}.{field}");
-        }
-    }
-}
+use reader::{Interface, Reader, Type};
 
 fn counts() -> StateCounts {
     StateCounts { healthy: 3, ..StateCounts::default() }
@@ -191,6 +41,8 @@ fn certificate() -> DeathCertificate {
         last_output: "bye".into(),
         asked_by: Some("uid 0 (pid 1)".into()),
         note: Some("ended while no daemon ran".into()),
+        session: Some("hal-9000-site".into()),
+        owner: Some(1000),
     }
 }
 
@@ -264,6 +116,9 @@ fn event() -> Event {
         cause: Some(Cause::Oom),
         asked_by: Some("uid 0 (pid 1)".into()),
         text: "died".into(),
+        name: Some("halsup.worker.crash".into()),
+        measurements: Some(serde_json::Map::new()),
+        metadata: Some(serde_json::Map::new()),
     }
 }
 
@@ -273,6 +128,7 @@ fn session() -> SessionInfo {
         worker: "web.3".into(),
         pool: "web".into(),
         state: WorkerState::Healthy,
+        frozen: true,
         started: "2026-01-01T00:00:00Z".into(),
         image: Some("/srv/rootfs".into()),
         owner: Some(1000),
@@ -281,6 +137,8 @@ fn session() -> SessionInfo {
         rows: Some(24),
         viewers: 1,
         writer: Some("uid 0 (pid 1)".into()),
+        ended: Some("2026-01-01T00:00:01Z".into()),
+        exit: Some(Cause::Exited(3)),
     }
 }
 
@@ -335,12 +193,14 @@ fn status() -> StatusReply {
                 busy: 1,
                 sessions_max: 100,
                 idle_timeout_seconds: 300,
+                check_interval_seconds: 30,
                 paused: false,
                 memory_bytes: Some(1),
                 cpu_millis: Some(2000),
                 pids: Some(100),
             }),
             counts: counts(),
+            frozen: 1,
         }],
     }
 }
@@ -390,6 +250,129 @@ fn hold_images(replies: &mut Replies<'_>) {
     replies.hold("ImageRemove", &ImageRemoveReply { names: image.names, removed: Some(image.digest) });
 }
 
+fn bill() -> Bill {
+    Bill {
+        cpu_usec: Some(3),
+        user_usec: Some(2),
+        system_usec: Some(1),
+        memory_peak_bytes: Some(1),
+        read_bytes: Some(1),
+        written_bytes: Some(1),
+        leaked_processes: Some(1),
+        note: Some("x".into()),
+    }
+}
+
+fn hold_requests_one_by_one(replies: &mut Replies<'_>) {
+    let text = || Some("x".to_string());
+    let session = CallSessionInfo {
+        session: "site".into(),
+        pool: "web".into(),
+        worker: text(),
+        generation: Some(7),
+        lost: true,
+        requests: 1,
+        ttl_ms: 2,
+        expires_in_ms: Some(3),
+    };
+    replies.hold("ListSessions", &ListSessionsReply { sessions: vec![session] });
+    let request = RequestInfo {
+        request: "x".into(),
+        correlation: "x".into(),
+        pool: "web".into(),
+        state: RequestState::InDoubt,
+        reason: text(),
+        worker: text(),
+        generation: Some(7),
+        attempts: 1,
+        age_ms: 2,
+        ended_ms: Some(1),
+    };
+    replies.hold("RequestStatus", &RequestStatusReply { requests: vec![request] });
+    let called = ServeToolsReply {
+        call: text(),
+        tool: text(),
+        args: Some(json!([1])),
+        request: text(),
+        worker: text(),
+        session: text(),
+        correlation: text(),
+        deadline_ms: Some(1),
+    };
+    replies.hold("ServeTools", &called);
+    replies.hold("ReplyTool", &Empty {});
+}
+
+fn hold_requests(replies: &mut Replies<'_>) {
+    let text = || Some("x".to_string());
+    let executed = ExecuteReply {
+        chunk: Some(json!(1)),
+        result: Some(json!({ "a": [1] })),
+        payload: Some(MadePayload { bytes: 1, in_request: Some(true) }),
+        request: text(),
+        worker: text(),
+        generation: Some(7),
+        attempts: Some(1),
+        queued_usec: Some(1),
+        usec: Some(1),
+        correlation: text(),
+        bill: Some(bill()),
+    };
+    replies.hold("Execute", &executed);
+    replies.hold("SendChunk", &Empty {});
+    let leased = LeaseReply {
+        lease: "x".into(),
+        worker: "web.3".into(),
+        generation: 7,
+        port: 8003,
+        attempts: 1,
+        attempts_max: 3,
+        backoff_ms: 100,
+        left_ms: 5,
+        request_bytes_max: 1,
+        answer_bytes_max: Some(1),
+        correlation: "x".into(),
+    };
+    replies.hold("Lease", &leased);
+    replies.hold("EndLease", &EndLeaseReply { ended: true });
+    replies.hold("OpenSession", &OpenSessionReply { session: "s".into() });
+    replies.hold("CloseSession", &Empty {});
+    let desk = DeskStats {
+        worker: "web.3".into(),
+        in_flight: 1,
+        requests: 2,
+        failed: 3,
+        served: 4,
+        failures: 5,
+        breaker: BreakerPosition::Open,
+        probe_in_ms: Some(6),
+        retiring: true,
+    };
+    let pool = PoolRequestStats {
+        pool: "web".into(),
+        requests: 1,
+        queued: 2,
+        errors: 3,
+        queue_timeouts: 4,
+        pool_saturated: 5,
+        workers: 6,
+        available: 7,
+        busy: 8,
+        queued_total: 9,
+        in_flight: 10,
+        answered: 11,
+        retries: 12,
+        abandoned: 13,
+        quarantined: 14,
+        recycled: 15,
+        sessions: 16,
+        breaker: BreakerPosition::HalfOpen,
+        desks: vec![desk],
+    };
+    replies.hold("PoolStats", &PoolStatsReply { pools: vec![pool] });
+    replies.hold("ResetBreakers", &ResetBreakersReply { reset: 1 });
+}
+
 #[test]
 fn every_reply_is_as_described() {
     let interface = Reader::new(DESCRIPTION).interface();
@@ -399,12 +382,19 @@ fn every_reply_is_as_described() {
     replies.hold("Ping", &Empty {});
     replies.hold("Status", &status());
     replies.hold("List", &ListReply { workers: vec![worker()] });
+    let progress = PoolProgress { pool: "web".into(), wanted: 3, ready: 1, starting: 2 };
+    let failures = vec![Failure { worker: "web.3".into(), reason: "exec: not found".into() }];
+    replies.hold("WaitPool", &WaitPoolReply { reached: false, pools: vec![progress], failures });
     replies.hold("Inspect", &InspectReply { workers: vec![inspection()] });
     let failures = vec![Failure { worker: "web.3".into(), reason: "exec: not found".into() }];
     let change = ChangeReply { achieved: 1, wanted: 2, failures };
-    for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Release", "Warm", "Send"] {
+    for method in ["Start", "Stop", "Restart", "Kill", "Reset", "Scale", "Warm", "Tune", "Send"] {
         replies.hold(method, &change);
     }
+    let failures = vec![Failure { worker: "web.3".into(), reason: "exec: not found".into() }];
+    let released =
+        ReleaseReply { achieved: 1, wanted: 1, failures, reset: false, reason: Some("it was ending".into()) };
+    replies.hold("Release", &released);
     replies.hold("Pause", &Empty {});
     let claimed =
         ClaimReply { session: "hal-9000-web".into(), worker: "web.3".into(), generation: 7, warm: true, pid: Some(9) };
@@ -424,6 +414,7 @@ fn every_reply_is_as_described() {
     replies.hold("Upgrade", &upgraded);
     replies.hold("Shutdown", &ShutdownReply { remaining: 1, stuck: names() });
     replies.hold("SetLog", &SetLogReply { previous: "info".into() });
+    tokens::hold_tokens(&mut replies);
     let check = Check { name: "cgroup".into(), ok: false, found: "v1".into(), fix: Some("boot with v2".into()) };
     replies.hold("Doctor", &DoctorReply { checks: vec![check] });
     replies.hold("GetConfig", &ConfigReply { path: Some("/etc/x".into()), text: "[pool.web]".into() });
@@ -445,6 +436,9 @@ fn every_reply_is_as_described() {
     replies.hold("HoldVolumes", &HoldVolumesReply { held: 1, cgroups: names() });
     replies.hold("RemoveVolume", &Empty {});
     hold_images(&mut replies);
+    tasks::hold_tasks(&mut replies);
+    hold_requests(&mut replies);
+    hold_requests_one_by_one(&mut replies);
     assert_eq!(replies.left, BTreeSet::new(), "described, but without a type here");
 
     let worker_fields = serde_json::to_value(worker()).unwrap();
@@ -459,23 +453,43 @@ fn every_method_has_a_request_with_the_described_parameters() {
     let ours: BTreeSet<_> =
         Request::METHODS.iter().filter(|(name, _)| *name == INTERFACE).map(|(_, method)| *method).collect();
     assert_eq!(ours, interface.methods.keys().map(String::as_str).collect());
-    let full = json!({
+    let mut full = json!({
         "target": "web.3", "pool": "web", "worker": "web.3", "signal": 9, "count": 2, "lines": 3, "follow": true,
         "last": 4, "timeout_ms": 5, "keep_workers": true, "binary": "/bin/x", "filter": "info", "steal": true,
         "replay": false, "text": "ls\r", "command": ["ls", "-l"], "env": ["A=b"], "terminal": true, "columns": 80,
         "rows": 24, "session": "site", "name": "data", "project": "/home/x", "project_target": "/w", "project_read_only": true,
         "mounts": ["/a:/b"], "secrets": ["k=v"], "memory_bytes": 1, "cpu_millis": 1, "pids": 1, "labels": ["a=b"],
-        "warm_only": true, "detached": true, "paused": true,
-        "image": "alpine", "default_name": "a/b:c", "replace": true, "usage": true, "names": ["data"],
+        "warm_only": true, "detached": true, "paused": true, "reset": true,
+        "image": "alpine", "default_name": "a/b:c", "replace": true, "usage": true, "names": ["data"], "complete": true,
     });
+    let of_requests = json!({
+        "args": { "x": 1 }, "affinity": "strict_queue", "queue_timeout_ms": 5, "idempotent": true, "correlation": "c",
+        "payload": { "bytes": 1, "shared": true }, "stream": true, "ttl_ms": 5, "request": "mine", "tools": ["add"],
+        "call": "0123456789abcdef".repeat(2), "result": [1], "error": { "reason": "full", "message": "it is full" },
+        "telemetry": true, "bill": true, "input": true, "chunk": [1], "end": true,
+        "keep": true, "prompt": "x", "task": "x", "worker_id": "w", "priority": 7, "metadata": { "a": [1] }, "after": 7,
+        "output_bytes": 9, "executor": "stub", "token": "halsup_00", "role": "observe", "seconds": 60, "not": ["web.3"], "summary": "GET /",
+        "fingerprint": "f", "outcome": "server_error", "lease": "0123456789abcdef".repeat(2),
+    });
+    full.as_object_mut().unwrap().append(&mut of_requests.as_object().unwrap().clone());
+    for (at, number) in ["min", "max", "idle_timeout_seconds", "check_interval_seconds"].into_iter().enumerate() {
+        full[number] = json!(at + 1);
+    }
     for (method, (parameters, _)) in &interface.methods {
         let Type::Object(fields) = parameters else { panic!("{method}") };
         let mut parameters: serde_json::Map<_, _> =
             fields.keys().map(|field| (field.clone(), full[field].clone())).collect();
+        if method == "Execute" {
+            parameters.insert("command".into(), "echo".into());
+        }
         if method.starts_with("Image") && parameters.contains_key("name") {
             parameters.insert("name".into(), "alpine:latest".into());
         }
         interface.check(method, &Value::Object(parameters.clone()), &interface.methods[method].0);
+        // No chunk is in memory that is lent.
+        if method == "SendChunk" {
+            parameters.insert("payload".into(), json!({ "bytes": 1 }));
+        }
         let call = |parameters| super::super::varlink::Call {
             method: format!("{INTERFACE}.{method}"),
             parameters,
@@ -488,6 +502,10 @@ fn every_method_has_a_request_with_the_described_parameters() {
         for (field, kind) in fields {
             let mut without = parameters.clone();
             without.remove(field);
+            // Telemetry is only for who follows.
+            if field == "follow" {
+                without.remove("telemetry");
+            }
             let optional = matches!(kind, Type::Maybe(_));
             assert_eq!(Request::decode(call(without)).is_ok(), optional, "{method}.{field}");
         }
@@ -501,9 +519,23 @@ fn every_error_is_as_described() {
     let errors = [
         Error::NotFound { what: text() },
         Error::Refused { reason: text() },
+        Error::Exists { what: text() },
         Error::Saturated {},
         Error::ShuttingDown {},
         Error::Failed { operation: text(), object: text(), cause: text() },
+        Error::RequestFailed(Box::new(RequestFailure {
+            request: text(),
+            outcome: RequestOutcome::InDoubt,
+            category: text(),
+            reason: text(),
+            message: text(),
+            details: Some(json!([1])),
+            traceback: Some(text()),
+            worker: Some(text()),
+            attempts: 2,
+            correlation: text(),
+            bill: Some(bill()),
+        })),
     ];
     let mut left: BTreeSet<_> = interface.errors.keys().cloned().collect();
     for error in errors {
@@ -526,9 +558,33 @@ fn every_word_of_an_enum_is_described() {
     assert_eq!(types["Occupancy"], words(&[Occupancy::Warm, Occupancy::Busy, Occupancy::Frozen]));
     assert_eq!(types["DaemonState"], words(&[DaemonState::Starting, DaemonState::Running, DaemonState::Stopping]));
     assert_eq!(types["Stream"], words(&[Stream::Stdout, Stream::Stderr]));
-    let kinds =
-        [EventKind::Daemon, EventKind::Pool, EventKind::State, EventKind::Death, EventKind::Limit, EventKind::Order];
+    let kinds = [
+        EventKind::Daemon,
+        EventKind::Pool,
+        EventKind::State,
+        EventKind::Death,
+        EventKind::Limit,
+        EventKind::Order,
+        EventKind::Request,
+        EventKind::Telemetry,
+    ];
     assert_eq!(types["EventKind"], words(&kinds));
+    let modes = [AffinityMode::Hint, AffinityMode::StrictQueue, AffinityMode::StrictFailFast];
+    assert_eq!(types["AffinityMode"], words(&modes));
+    let states = [
+        RequestState::Queued,
+        RequestState::Running,
+        RequestState::Answered,
+        RequestState::NeverStarted,
+        RequestState::InDoubt,
+    ];
+    assert_eq!(types["RequestState"], words(&states));
+    let outcomes = [RequestOutcome::Answered, RequestOutcome::NeverStarted, RequestOutcome::InDoubt];
+    assert_eq!(types["RequestOutcome"], words(&outcomes));
+    let outcomes = [LeaseOutcome::Done, LeaseOutcome::Failed, LeaseOutcome::ServerError];
+    assert_eq!(types["LeaseOutcome"], words(&outcomes));
+    let positions = [BreakerPosition::Closed, BreakerPosition::Open, BreakerPosition::HalfOpen];
+    assert_eq!(types["BreakerPosition"], words(&positions));
     assert!(kinds.iter().all(|kind| json!(kind) == json!(kind.to_string())));
     let Type::Object(counted) = &types["StateCounts"] else { panic!() };
     assert!(counted.keys().eq(WorkerState::ALL.iter().map(|state| state.as_str()).collect::<BTreeSet<_>>()));

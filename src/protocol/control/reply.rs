@@ -62,6 +62,9 @@ pub struct SessionInfo {
     pub pool: String,
     /// What the worker is doing.
     pub state: WorkerState,
+    /// Whether it stands still until somebody needs it.
+    #[serde(default)]
+    pub frozen: bool,
     /// When it was started.
     pub started: String,
     /// What `/` is inside, if it is not the host's own.
@@ -78,6 +81,12 @@ pub struct SessionInfo {
     pub viewers: u32,
     /// Who types.
     pub writer: Option<String>,
+    /// When it ended, if it is only kept; RFC 3339.
+    #[serde(default)]
+    pub ended: Option<String>,
+    /// How.
+    #[serde(default)]
+    pub exit: Option<Cause>,
 }
 
 /// The answer of `Sessions`.
@@ -133,6 +142,10 @@ pub enum EventKind {
     Limit,
     /// Somebody ordered something.
     Order,
+    /// A circuit breaker changed, a worker will be replaced, a budget is used up.
+    Request,
+    /// Anything, for programs, by its name; only told to whoever asks for telemetry.
+    Telemetry,
 }
 
 impl std::fmt::Display for EventKind {
@@ -144,6 +157,8 @@ impl std::fmt::Display for EventKind {
             Self::Death => "death",
             Self::Limit => "limit",
             Self::Order => "order",
+            Self::Request => "request",
+            Self::Telemetry => "telemetry",
         })
     }
 }
@@ -171,6 +186,15 @@ pub struct Event {
     pub asked_by: Option<String>,
     /// The same for people, as half a sentence; not escaped for a terminal.
     pub text: String,
+    /// What happened, for programs: `halsup.pool.worker.spawned`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its numbers, by name; what is not known is null.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measurements: Option<serde_json::Map<String, serde_json::Value>>,
+    /// What it is about, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// One answer of `Events`.

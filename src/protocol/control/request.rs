@@ -1,6 +1,6 @@
 //! Everything that can be asked, as one closed enum, decoded from a call.
 //!
-//! The daemon decides by [`Request::role`] and [`Request::scope`] whether the caller may ask it: on the decoded request,
+//! The daemon decides by [`Request::role`] and [`Request::object`] whether the caller may ask it: on the decoded request,
 //! never on its text.
 
 use serde::{Deserialize, Serialize};
@@ -9,15 +9,23 @@ use serde_json::{Map, Value};
 use super::super::service::{self, ServiceError};
 use super::super::varlink::Call;
 use super::{
-    ClaimRequest, HoldVolumesRequest, INTERFACE, ImageImportRequest, ImageRequest, LAST_DEFAULT, LAST_MAX,
-    LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, ListVolumesRequest, PauseRequest, PoolRequest,
-    SCALE_COUNT_MAX, SHUTDOWN_TIMEOUT_MS_MAX, Target, VolumeRequest,
+    ClaimRequest, CloseSessionRequest, CreateTokenRequest, EndLeaseRequest, ExecuteRequest, FollowTaskRequest,
+    HoldVolumesRequest, INTERFACE, IdentifyRequest, ImageImportRequest, ImageRequest, InspectTaskRequest, LAST_DEFAULT,
+    LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, LeaseRequest, ListVolumesRequest,
+    OpenSessionRequest, PauseRequest, PoolRequest, PoolStatsRequest, ReleaseRequest, ReplyToolRequest,
+    RequestStatusRequest, ResetBreakersRequest, RevokeTokenRequest, RunTaskRequest, SCALE_COUNT_MAX,
+    SHUTDOWN_TIMEOUT_MS_MAX, SendChunkRequest, ServeToolsRequest, SwitchExecutorRequest, TASK_OUTPUT_BYTES_MAX, Target,
+    TaskRequest, TuneRequest, VolumeRequest, WaitPoolRequest, is_token_name,
 };
 use crate::spec::{PoolName, Role};
 
+mod names;
+mod object;
 mod parameters;
 mod session;
 
+pub(super) use names::{pool_name, pool_name_option};
+pub use object::Object;
 pub use session::{AttachRequest, ExecRequest, SEND_BYTES_MAX, SendRequest, WatchRequest};
 
 /// No parameters.
@@ -42,7 +50,7 @@ pub struct ListRequest {
     pub pool: Option<PoolName>,
 }
 
-/// Parameters of `Inspect`, `Start`, `Stop`, `Restart`, `Reset` and `Release`.
+/// Parameters of `Inspect`, `Start`, `Stop`, `Restart` and `Reset`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetRequest {
@@ -84,6 +92,9 @@ pub struct LogsRequest {
     /// Whether further lines are wanted as they are written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<bool>,
+    /// Instead of `worker`, which is then its pool: the session of this name, which has ended and is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
 }
 
 impl LogsRequest {
@@ -104,6 +115,9 @@ pub struct EventsRequest {
     /// Whether further events are wanted as they happen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<bool>,
+    /// Whether telemetry is wanted instead, from now on; only with `follow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<bool>,
 }
 
 impl EventsRequest {
@@ -175,17 +189,6 @@ pub struct SetLogRequest {
     pub filter: String,
 }
 
-/// What a request touches, for the decision whether its caller may ask it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope<'a> {
-    /// The daemon itself, or nothing.
-    Daemon,
-    /// Every pool.
-    EveryPool,
-    /// One pool, or a worker of it.
-    Pool(&'a PoolName),
-}
-
 macro_rules! requests {
     ($($(#[$doc:meta])* $variant:ident($parameters:ty) = $interface:ident $role:ident,)+) => {
         /// Everything that can be asked of a daemon.
@@ -243,6 +246,8 @@ requests! {
     Status(NoParameters) = INTERFACE Observe,
     /// The workers.
     List(ListRequest) = INTERFACE Observe,
+    /// Wait for pools to be there.
+    WaitPool(WaitPoolRequest) = INTERFACE Observe,
     /// All about some workers.
     Inspect(TargetRequest) = INTERFACE Observe,
     /// Start what is down.
@@ -260,11 +265,37 @@ requests! {
     /// Take a worker for oneself.
     Claim(Box<ClaimRequest>) = INTERFACE Operate,
     /// Give a claimed worker back.
-    Release(TargetRequest) = INTERFACE Operate,
+    Release(ReleaseRequest) = INTERFACE Operate,
     /// Have one more warm worker made.
     Warm(PoolRequest) = INTERFACE Operate,
+    /// Have a pool go on with other numbers than its configuration's.
+    Tune(TuneRequest) = INTERFACE Operate,
     /// Let a pool be as it is, or not any more.
     Pause(PauseRequest) = INTERFACE Operate,
+    /// Give a worker something to do.
+    Execute(Box<ExecuteRequest>) = INTERFACE Operate,
+    /// Send a piece of its input to the request that this connection waits for.
+    SendChunk(SendChunkRequest) = INTERFACE Observe,
+    /// Hold a worker that serves HTTP, for one request.
+    Lease(Box<LeaseRequest>) = INTERFACE Operate,
+    /// Give it back.
+    EndLease(EndLeaseRequest) = INTERFACE Observe,
+    /// Have a session of requests.
+    OpenSession(OpenSessionRequest) = INTERFACE Operate,
+    /// End a session of requests.
+    CloseSession(CloseSessionRequest) = INTERFACE Operate,
+    /// The sessions of requests.
+    ListSessions(ListRequest) = INTERFACE Observe,
+    /// How far requests are, or what became of them.
+    RequestStatus(RequestStatusRequest) = INTERFACE Observe,
+    /// The requests of pools, in numbers.
+    PoolStats(PoolStatsRequest) = INTERFACE Observe,
+    /// Close circuit breakers.
+    ResetBreakers(ResetBreakersRequest) = INTERFACE Operate,
+    /// Serve tools that workers of a pool call back for, until the caller goes.
+    ServeTools(ServeToolsRequest) = INTERFACE Operate,
+    /// Reply to a call of a worker's.
+    ReplyTool(ReplyToolRequest) = INTERFACE Operate,
     /// What workers wrote.
     Logs(LogsRequest) = INTERFACE Observe,
     /// See a worker's terminal and type into it.
@@ -291,6 +322,14 @@ requests! {
     Shutdown(ShutdownRequest) = INTERFACE Admin,
     /// Change the daemon's log.
     SetLog(SetLogRequest) = INTERFACE Admin,
+    /// Say on whose behalf a connection of the gateway's is.
+    Identify(IdentifyRequest) = INTERFACE Observe,
+    /// Make a token.
+    CreateToken(CreateTokenRequest) = INTERFACE Admin,
+    /// The tokens.
+    ListTokens(NoParameters) = INTERFACE Admin,
+    /// Make a token worthless.
+    RevokeToken(RevokeTokenRequest) = INTERFACE Admin,
     /// What the host has.
     Doctor(NoParameters) = INTERFACE Observe,
     /// The configuration in force, which may hold secrets of pools.
@@ -313,6 +352,20 @@ requests! {
     ImageInspect(ImageRequest) = INTERFACE Observe,
     /// Take a name from an image, and with the last one the image.
     ImageRemove(ImageRequest) = INTERFACE Admin,
+    /// Have a prompt typed into a program under a terminal.
+    RunTask(Box<RunTaskRequest>) = INTERFACE Operate,
+    /// The tasks.
+    ListTasks(NoParameters) = INTERFACE Observe,
+    /// All about a task, and the last of its output.
+    InspectTask(InspectTaskRequest) = INTERFACE Observe,
+    /// End a task, and all that it started.
+    CancelTask(TaskRequest) = INTERFACE Operate,
+    /// What happens to a task, until it is over.
+    FollowTask(FollowTaskRequest) = INTERFACE Observe,
+    /// The tasks, in numbers.
+    TaskStatus(NoParameters) = INTERFACE Observe,
+    /// Have tasks that begin from now on run by another executor.
+    SwitchExecutor(SwitchExecutorRequest) = INTERFACE Operate,
 }
 
 impl Request {
@@ -364,12 +417,24 @@ impl Request {
             Self::Logs(LogsRequest { follow, .. }) | Self::Events(EventsRequest { follow, .. }) => {
                 follow == &Some(true)
             }
-            Self::HoldVolumes(_) => true,
-            Self::GetInfo(_)
+            Self::HoldVolumes(_) | Self::ServeTools(_) | Self::FollowTask(_) => true,
+            Self::Execute(request) => request.stream == Some(true),
+            Self::Lease(_)
+            | Self::EndLease(_)
+            | Self::OpenSession(_)
+            | Self::CloseSession(_)
+            | Self::ListSessions(_)
+            | Self::RequestStatus(_)
+            | Self::PoolStats(_)
+            | Self::ResetBreakers(_)
+            | Self::ReplyTool(_)
+            | Self::SendChunk(_)
+            | Self::GetInfo(_)
             | Self::GetInterfaceDescription(_)
             | Self::Ping(_)
             | Self::Status(_)
             | Self::List(_)
+            | Self::WaitPool(_)
             | Self::Inspect(_)
             | Self::Start(_)
             | Self::Stop(_)
@@ -380,6 +445,7 @@ impl Request {
             | Self::Claim(_)
             | Self::Release(_)
             | Self::Warm(_)
+            | Self::Tune(_)
             | Self::Pause(_)
             | Self::Attach(_)
             | Self::Watch(_)
@@ -392,6 +458,10 @@ impl Request {
             | Self::Upgrade(_)
             | Self::Shutdown(_)
             | Self::SetLog(_)
+            | Self::Identify(_)
+            | Self::CreateToken(_)
+            | Self::ListTokens(_)
+            | Self::RevokeToken(_)
             | Self::Doctor(_)
             | Self::GetConfig(_)
             | Self::ListVolumes(_)
@@ -401,86 +471,47 @@ impl Request {
             | Self::ImageImport(_)
             | Self::ImageList(_)
             | Self::ImageInspect(_)
-            | Self::ImageRemove(_) => false,
+            | Self::ImageRemove(_)
+            | Self::RunTask(_)
+            | Self::ListTasks(_)
+            | Self::InspectTask(_)
+            | Self::CancelTask(_)
+            | Self::TaskStatus(_)
+            | Self::SwitchExecutor(_) => false,
         }
     }
 
-    /// What it touches.
-    #[must_use]
-    pub fn scope(&self) -> Scope<'_> {
-        match self {
-            Self::Inspect(request)
-            | Self::Start(request)
-            | Self::Stop(request)
-            | Self::Restart(request)
-            | Self::Release(request)
-            | Self::Reset(request) => Scope::of(Some(&request.target)),
-            Self::Kill(request) => Scope::of(Some(&request.target)),
-            Self::Attach(request) => Scope::of(Some(&request.target)),
-            Self::Watch(request) => Scope::of(Some(&request.target)),
-            Self::Exec(request) => Scope::of(Some(&request.target)),
-            Self::Send(request) => Scope::of(Some(&request.target)),
-            Self::Logs(request) => Scope::of(Some(&request.worker)),
-            Self::Stats(request) => Scope::of(request.target.as_ref()),
-            Self::Certificates(request) => Scope::of(request.target.as_ref()),
-            Self::Scale(request) => Scope::Pool(&request.pool),
-            Self::Claim(request) => Scope::Pool(&request.pool),
-            Self::Warm(request) => Scope::Pool(&request.pool),
-            Self::Pause(request) => Scope::Pool(&request.pool),
-            Self::List(request) | Self::Sessions(request) => {
-                request.pool.as_ref().map_or(Scope::EveryPool, Scope::Pool)
-            }
-            Self::Events(_) => Scope::EveryPool,
-            Self::GetInfo(_)
-            | Self::GetInterfaceDescription(_)
-            | Self::Ping(_)
-            | Self::Status(_)
-            | Self::Reload(_)
-            | Self::Upgrade(_)
-            | Self::Shutdown(_)
-            | Self::SetLog(_)
-            | Self::Doctor(_)
-            | Self::GetConfig(_)
-            | Self::ListVolumes(_)
-            | Self::CreateVolume(_)
-            | Self::RepairVolume(_)
-            | Self::HoldVolumes(_)
-            | Self::RemoveVolume(_)
-            | Self::ImageImport(_)
-            | Self::ImageList(_)
-            | Self::ImageInspect(_)
-            | Self::ImageRemove(_) => Scope::Daemon,
-        }
-    }
-
+    #[expect(clippy::too_many_lines, reason = "a table: one line for each request")]
     fn check_ranges(&self) -> Result<(), ServiceError> {
         let (parameter, ok) = match self {
             Self::Kill(request) => ("signal", request.signal.is_none_or(|signal| (1..=64).contains(&signal))),
             Self::Scale(request) => ("count", request.count <= SCALE_COUNT_MAX),
-            Self::Claim(request) => {
-                let wrong = request.out_of_range();
-                (wrong.unwrap_or_default(), wrong.is_none())
-            }
+            Self::Claim(request) => within(request.out_of_range()),
+            Self::Tune(request) => within(request.out_of_range()),
+            Self::Execute(request) => within(request.out_of_range()),
+            Self::Lease(request) => within(request.out_of_range()),
+            Self::EndLease(request) => ("lease", request.is_sound()),
+            Self::OpenSession(request) => within(request.out_of_range()),
+            Self::RequestStatus(request) => ("request", request.is_sound()),
+            Self::ServeTools(request) => ("tools", request.is_sound()),
+            Self::ReplyTool(request) => within(request.out_of_range()),
+            Self::SendChunk(request) => ("payload", request.is_sound()),
             Self::Logs(request) => ("lines", request.lines() <= LOG_LINES_MAX),
-            Self::Exec(request) => {
-                let wrong = request.out_of_range();
-                (wrong.unwrap_or("command"), wrong.is_none())
-            }
+            Self::Exec(request) => within(request.out_of_range()),
             Self::Send(request) => ("text", (1..=SEND_BYTES_MAX).contains(&request.text.len())),
+            Self::Events(request) if request.telemetry == Some(true) => ("telemetry", request.follow == Some(true)),
             Self::Events(request) => ("last", request.last() <= LAST_MAX),
             Self::Certificates(request) => ("last", request.last() <= LAST_MAX),
             Self::Shutdown(request) => {
                 ("timeout_ms", request.timeout_ms.is_none_or(|timeout| timeout <= SHUTDOWN_TIMEOUT_MS_MAX))
             }
-            Self::SetLog(request) => {
-                let printable = request.filter.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-                ("filter", printable && request.filter.len() <= LOG_FILTER_BYTES_MAX)
-            }
+            Self::SetLog(request) => ("filter", is_filter(&request.filter)),
             Self::GetInfo(_)
             | Self::GetInterfaceDescription(_)
             | Self::Ping(_)
             | Self::Status(_)
             | Self::List(_)
+            | Self::WaitPool(_)
             | Self::Inspect(_)
             | Self::Start(_)
             | Self::Stop(_)
@@ -492,8 +523,13 @@ impl Request {
             | Self::Attach(_)
             | Self::Watch(_)
             | Self::Sessions(_)
+            | Self::CloseSession(_)
+            | Self::ListSessions(_)
+            | Self::PoolStats(_)
+            | Self::ResetBreakers(_)
             | Self::Stats(_)
             | Self::Reload(_)
+            | Self::ListTokens(_)
             | Self::Doctor(_)
             | Self::GetConfig(_)
             | Self::ListVolumes(_)
@@ -501,7 +537,17 @@ impl Request {
             | Self::RepairVolume(_)
             | Self::RemoveVolume(_)
             | Self::ImageImport(_)
-            | Self::ImageList(_) => return Ok(()),
+            | Self::ImageList(_)
+            | Self::ListTasks(_)
+            | Self::TaskStatus(_) => return Ok(()),
+            Self::RunTask(request) => within(request.out_of_range()),
+            Self::InspectTask(request) => ("output_bytes", request.output_bytes() <= TASK_OUTPUT_BYTES_MAX),
+            // One that nobody can have is one that nobody has.
+            Self::CancelTask(_) | Self::FollowTask(_) => return Ok(()),
+            Self::SwitchExecutor(request) => ("executor", request.is_sound()),
+            Self::Identify(request) => ("token", request.is_sound()),
+            Self::CreateToken(request) => within(request.out_of_range()),
+            Self::RevokeToken(request) => ("name", is_token_name(&request.name)),
             Self::HoldVolumes(request) => ("names", request.is_sound()),
             Self::ImageInspect(request) | Self::ImageRemove(request) => ("image", request.is_sound()),
             Self::Upgrade(request) => {
@@ -513,51 +559,19 @@ impl Request {
     }
 }
 
-impl<'a> Scope<'a> {
-    fn of(target: Option<&'a Target>) -> Self {
-        target.and_then(Target::pool).map_or(Self::EveryPool, Self::Pool)
-    }
+fn is_filter(text: &str) -> bool {
+    let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    printable && text.len() <= LOG_FILTER_BYTES_MAX
+}
+
+/// Which parameter is out of its range, if one is, and whether none is.
+fn within(wrong: Option<&'static str>) -> (&'static str, bool) {
+    (wrong.unwrap_or_default(), wrong.is_none())
 }
 
 /// A caller's own text inside an error to it, cut.
 fn shown(text: &str) -> String {
     text.chars().take(120).collect()
-}
-
-pub(super) mod pool_name {
-    //! A pool's name as JSON: the grammar of `spec`, nothing else.
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use crate::spec::PoolName;
-
-    pub(in super::super) fn serialize<S: Serializer>(name: &PoolName, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(name.as_str())
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PoolName, D::Error> {
-        PoolName::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
-    }
-}
-
-mod pool_name_option {
-    //! The same, where it may be missing.
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use crate::spec::PoolName;
-    pub(super) fn serialize<S: Serializer>(name: &Option<PoolName>, serializer: S) -> Result<S::Ok, S::Error> {
-        match name {
-            Some(name) => serializer.serialize_some(name.as_str()),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PoolName>, D::Error> {
-        Option::<String>::deserialize(deserializer)?
-            .map(|name| PoolName::parse(&name).map_err(serde::de::Error::custom))
-            .transpose()
-    }
 }
 
 #[cfg(test)]

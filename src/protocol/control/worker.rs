@@ -69,8 +69,20 @@ pub enum Occupancy {
     Warm,
     /// At work.
     Busy,
-    /// Frozen by its cgroup.
+    /// Ready or at work, and still until somebody needs it.
     Frozen,
+}
+
+impl Occupancy {
+    /// The word that it is everywhere.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Busy => "busy",
+            Self::Frozen => "frozen",
+        }
+    }
 }
 
 /// What the daemon is doing.
@@ -180,6 +192,9 @@ pub struct PoolInfo {
     pub claims: Option<ClaimsInfo>,
     /// Its workers by state.
     pub counts: StateCounts,
+    /// How many of the ready ones stand still until somebody needs them.
+    #[serde(default)]
+    pub frozen: u32,
 }
 
 /// The cgroup v2 controllers of the daemon's subtree.

@@ -71,6 +71,9 @@ fn amounts(pools: &[Checked], faults: &mut Faults) {
 
 /// The first and last port of a pool's workers.
 fn port_range(pool: &PoolSpec) -> Option<(u32, u32)> {
+    if let Some(ports) = pool.ports {
+        return Some((u32::from(ports.first), u32::from(ports.last)));
+    }
     let base = u32::from(pool.base_port?);
     Some((base, base + pool.policy.size.max.saturating_sub(1)))
 }
@@ -91,7 +94,8 @@ fn ports(pools: &[Checked], faults: &mut Faults) {
         if let Some((_, other_first, other_last, other)) = ranges.iter().take(at).find(meets) {
             let what =
                 format!("ports {first} to {last} overlap ports {other_first} to {other_last} of {}", other.spec.name);
-            faults.push(pool.place_of("base_port").fault(what, ""));
+            let key = if pool.spec.ports.is_some() { "ports" } else { "base_port" };
+            faults.push(pool.place_of(key).fault(what, ""));
         }
     }
 }

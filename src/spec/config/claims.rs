@@ -28,7 +28,11 @@ pub(super) struct ClaimsDraft {
 
 impl ClaimsDraft {
     pub(super) fn new() -> Self {
-        let policy = ClaimPolicy { idle_timeout: Duration::from_secs(300), sessions_max: 100 };
+        let policy = ClaimPolicy {
+            idle_timeout: Duration::from_secs(300),
+            check_interval: Duration::from_secs(30),
+            sessions_max: 100,
+        };
         let projects = PROJECTS.map(PathBuf::from).to_vec();
         Self { min: 2, max: 5, policy, projects, written: Written::new() }
     }
@@ -112,7 +116,10 @@ pub(super) const CLAIM_KEYS: &[Key<ClaimsDraft>] = &[
         default: "\"30s\"",
         bounds: Bounds::Time(Duration::from_secs(1), Duration::from_secs(86_400)),
         what: "Within this time what is missing is made up for. Nothing waits for it: that begins with the event.",
-        set: |_, node| node.duration().map(|_| ()).map_err(Into::into),
+        set: |claims, node| {
+            claims.policy.check_interval = node.duration()?;
+            Ok(())
+        },
     },
     Key {
         name: "sessions",

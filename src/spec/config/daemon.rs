@@ -36,6 +36,7 @@ pub(super) struct DaemonDraft {
     shutdown_timeout: Option<Duration>,
     roles: Vec<RoleGrant>,
     image_allow: Vec<ImageName>,
+    image_import_timeout: Option<Duration>,
     skip_image_pull: Option<bool>,
     lazy_image_pull: Option<bool>,
     /// Pools that roles are limited to, to be looked for once all pools are known.
@@ -52,6 +53,11 @@ impl DaemonDraft {
             }
         }
         faults
+    }
+
+    /// What is logged, where nobody has said it here.
+    pub(super) fn log_level_unless_said(&mut self, filter: String) {
+        self.log_level.get_or_insert(filter);
     }
 
     /// Fills in the defaults.
@@ -75,6 +81,7 @@ impl DaemonDraft {
             roles: self.roles,
             shutdown_timeout: self.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
             image_allow: self.image_allow,
+            image_import_timeout: self.image_import_timeout.unwrap_or(Duration::from_secs(3_600)),
             image_pull: match (self.skip_image_pull, self.lazy_image_pull) {
                 (Some(true), _) => ImagePull::Never,
                 (_, Some(true)) => ImagePull::Lazily,
@@ -235,6 +242,19 @@ pub(super) const KEYS: &[Key<DaemonDraft>] = &[
         },
     },
     Key {
+        name: "image_import_timeout",
+        aliases: &[],
+        variable: "",
+        kind: "duration",
+        default: "\"1h\"",
+        bounds: Bounds::Time(Duration::from_secs(1), Duration::from_secs(86_400)),
+        what: "How long reading the archive of an image may take. One that is not read by then is no image.",
+        set: |daemon, node| {
+            daemon.image_import_timeout = Some(node.duration()?);
+            Ok(())
+        },
+    },
+    Key {
         name: "skip_image_pull",
         aliases: &[],
         variable: "SKIP_IMAGE_PULL",
@@ -380,10 +400,10 @@ fn cgroup(node: &Node<'_>) -> Result<PathBuf, Fault> {
     }
 }
 
-/// Reads a log filter without building it: levels, alone or behind the name of a category.
 /// What the daemon's log is divided into, for filters such as `info,heartbeat=debug`.
 pub const LOG_CATEGORIES: [&str; 7] = ["pool", "worker", "heartbeat", "dispatch", "control", "spawn", "log"];
 
+/// Reads a log filter without building it: levels, alone or behind the name of a category.
 fn log_filter(node: &Node<'_>) -> Result<String, Fault> {
     let text = node.text()?;
     let level = |word: &str| matches!(word, "off" | "error" | "warn" | "info" | "debug" | "trace");

@@ -68,7 +68,7 @@ pub(super) struct Key<T: 'static> {
 }
 
 impl<T> Key<T> {
-    fn is_named(&self, name: &str) -> bool {
+    pub(super) fn is_named(&self, name: &str) -> bool {
         self.name == name || self.aliases.contains(&name)
     }
 }

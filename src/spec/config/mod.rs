@@ -7,18 +7,26 @@
 //! over default, because a file speaks of one pool and a variable of all; for a pool from the command line option over
 //! environment over default.
 
+mod atomforge;
 mod check;
+mod chromadb;
 mod claims;
 mod command;
 mod daemon;
+mod dispatch;
 mod error;
+mod gateway;
 mod keys;
 mod node;
 mod paths;
 mod pool;
 mod pool_keys;
 mod pool_tables;
+mod pool_values;
 mod reference;
+mod rlimits;
+mod snakepit;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +35,7 @@ use std::collections::BTreeMap;
 use toml::de::DeTable;
 
 pub use check::check_pools;
+pub use chromadb::CHROMADB_PROGRAM;
 pub use command::{PoolOverrides, pool_from_command};
 pub use daemon::LOG_CATEGORIES;
 pub use error::{CONFIG_ERRORS_MAX, ConfigError, ConfigErrors};
@@ -44,7 +53,7 @@ use pool::Checked;
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
 
 /// The tables at the top of the file.
-const SECTIONS: [&str; 3] = ["daemon", "pool", "service"];
+const SECTIONS: [&str; 6] = ["daemon", "gateway", "pool", "service", "snakepit", "tasks"];
 
 /// Reads a configuration and checks it whole. An empty text is a daemon without pools.
 ///
@@ -71,28 +80,41 @@ fn read(text: &str, environment: &BTreeMap<String, String>) -> Result<Config, Fa
     // A variable that is wrong is said once, not for every pool, and also where there is no pool.
     let nothing = BTreeMap::new();
     let variables = if faults.note(pool::try_variables(environment)).is_some() { environment } else { &nothing };
+    let (mut snakepit_node, mut gateway_node, mut tasks) = (None, None, None);
+    let front = gateway::named_pool(document.get_ref());
     for (name, node) in node::entries(document.get_ref(), &whole_file, Bounds::None) {
         match name {
             "daemon" => {
                 faults.note(daemon::read(&mut daemon, &node));
             }
-            "pool" | "service" => faults.append(read_pools(&mut pools, name == "service", &node, variables)),
+            "pool" | "service" => faults.append(read_pools(&mut pools, name == "service", &node, variables, front)),
+            "snakepit" => snakepit_node = Some(node),
+            "gateway" => gateway_node = Some(node),
+            "tasks" => tasks = faults.note(tasks::read(&node, environment)),
             _ => {
                 let near = keys::nearest(name.strip_suffix('s').unwrap_or(name), SECTIONS);
                 faults.push(node.place.fault("unknown key", "").suggest(near));
             }
         }
     }
+    if let Some(node) = snakepit_node {
+        // After `[daemon]`, whose word on what is logged is the last.
+        faults.append(snakepit::read(&mut pools, &mut daemon, &node, variables));
+    }
+    // Also after the pools, of which it may name one.
+    let gateway = gateway_node.and_then(|node| faults.note(gateway::read(&node, &mut pools, environment)));
     faults.append(daemon.override_by(environment));
     let role_pools = std::mem::take(&mut daemon.role_pools);
     let daemon = daemon.finish();
     faults.append(check::all(&daemon, &pools));
+    faults.append(dispatch::check_budgets(pools.iter().filter_map(Checked::budget)));
     // A pool that is wrong itself is not missing.
     if faults.is_empty() {
         faults.append(check::roles(&role_pools, &pools));
     }
+    let tasks = tasks.filter(|_| faults.is_empty()).and_then(|tasks| faults.note(tasks.finish(&pools)));
     pools.sort_by_key(|pool| pool.place().offset);
-    faults.or(Config { daemon, pools: pools.into_iter().map(|pool| pool.spec).collect() })
+    faults.or(Config { daemon, gateway, pools: pools.into_iter().map(|pool| pool.spec).collect(), tasks })
 }
 
 /// Where the text is no TOML: the first place in each line, because others in it mostly follow from that.
@@ -121,6 +143,7 @@ fn read_pools(
     service: bool,
     node: &Node<'_>,
     environment: &BTreeMap<String, String>,
+    front: Option<&str>,
 ) -> Faults {
     let mut faults = Faults::default();
     let Some(entries) = faults.note(node.entries(Bounds::None)) else { return faults };
@@ -130,7 +153,8 @@ fn read_pools(
         }
         let name = PoolName::parse(name).map_err(|error| node.place.fault("not a name", error.expected));
         if let Some(name) = faults.note(name) {
-            pools.extend(faults.note(pool::read(name, service, &node, environment)));
+            let front = front == Some(name.as_str());
+            pools.extend(faults.note(pool::read(name, service, &node, environment, front)));
         }
     }
     faults

@@ -50,8 +50,8 @@ impl<'a> Node<'a> {
         match self.raw {
             Raw::Text(text) => quoted(text),
             Raw::Toml(DeValue::String(text)) => format!("the string {}", quoted(text)),
-            Raw::Toml(DeValue::Integer(number)) => format!("the integer {}", cut(&number.to_string())),
-            Raw::Toml(DeValue::Float(number)) => format!("the number {}", cut(number.as_str())),
+            Raw::Toml(DeValue::Integer(number)) => format!("the integer {}", cut(&number.to_string()).escape_debug()),
+            Raw::Toml(DeValue::Float(number)) => format!("the number {}", cut(number.as_str()).escape_debug()),
             Raw::Toml(DeValue::Boolean(value)) => value.to_string(),
             Raw::Toml(DeValue::Datetime(_)) => "a date".to_owned(),
             Raw::Toml(DeValue::Array(_)) => "a list".to_owned(),

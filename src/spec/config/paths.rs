@@ -48,6 +48,7 @@ pub(super) fn root(node: &Node<'_>) -> Result<Root, Fault> {
     let text = node.text()?;
     match text {
         "host" => Ok(Root::Host),
+        "empty" => Ok(Root::Empty),
         _ if is_absolute(text) && normal(text) != Path::new("/") => Ok(Root::Directory(normal(text))),
         _ => match text.strip_prefix("image:").map(ImageName::parse) {
             Some(Ok(name)) => Ok(Root::Image(name)),
@@ -152,6 +153,9 @@ pub(super) fn probe(text: &str) -> Option<Probe> {
     if text == "tcp" {
         return Some(Probe::Tcp);
     }
+    if text == "grpc" {
+        return Some(Probe::Grpc);
+    }
     // The path goes into a request line: nothing in it may end the line or the word.
     let path =
         text.strip_prefix("http:").filter(|path| path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic()));
@@ -160,13 +164,15 @@ pub(super) fn probe(text: &str) -> Option<Probe> {
 
 pub(super) fn ready(node: &Node<'_>) -> Result<Ready, Fault> {
     let text = node.text()?;
-    if let Some(name) = text.strip_prefix("file:") {
+    let file = text.strip_prefix("file:").map(|name| (name, Ready::File as fn(PathBuf) -> Ready));
+    let port_file = text.strip_prefix("port-file:").map(|name| (name, Ready::PortFile as fn(PathBuf) -> Ready));
+    if let Some((name, kind)) = file.or(port_file) {
         let inside = !name.is_empty()
             && name.len() <= 255
             && !name.chars().any(char::is_control)
             && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
         let refuse = || node.fault("\"file:NAME\" with a path below the worker's directory");
-        return if inside { Ok(Ready::File(normal(name))) } else { Err(refuse()) };
+        return if inside { Ok(kind(normal(name))) } else { Err(refuse()) };
     }
     if let Some(probe) = probe(text) {
         return Ok(Ready::Probe(probe));
@@ -176,8 +182,8 @@ pub(super) fn ready(node: &Node<'_>) -> Result<Ready, Fault> {
         "notify" => Ok(Ready::Notify),
         "channel" => Ok(Ready::Channel),
         _ => {
-            let near = super::keys::nearest(text, ["exec", "notify", "channel", "tcp"]);
-            Err(node.fault("exec, notify, channel, tcp, http:/path or file:NAME").suggest(near))
+            let near = super::keys::nearest(text, ["exec", "notify", "channel", "tcp", "grpc"]);
+            Err(node.fault("exec, notify, channel, tcp, grpc, http:/path, file:NAME or port-file:NAME").suggest(near))
         }
     }
 }

@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::atomforge;
+use super::chromadb;
 use super::claims::ClaimsDraft;
+use super::dispatch::{BudgetDraft, DispatchDraft};
 use super::error::{Fault, Faults, Place};
 use super::keys::{Key, Written, apply, nearest, walk};
 use super::node::Node;
@@ -13,8 +16,8 @@ use super::pool_keys::KEYS;
 use super::pool_tables::HeartbeatDraft;
 use crate::spec::template::names_port;
 use crate::spec::{
-    Identity, ImageName, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ready,
-    Restart, Root, Seccomp, Size, Startup, Stop,
+    Identity, ImageName, Limit, Limits, LogSpec, Net, OnSupervisorDeath, PoolName, PoolPolicy, PoolSpec, Ports, Probe,
+    Ready, Restart, Root, Seccomp, ServeHttp, Size, Startup, Stop,
 };
 
 /// What runs in a claimed worker when the claim says nothing else.
@@ -24,6 +27,12 @@ const SHELL: &str = "/bin/sh";
 pub(super) const WORKERS_MAX: u32 = 10_000;
 
 impl PoolSpec {
+    /// Whether a claim that names no command gets a shell, for want of a command of the pool's own.
+    #[must_use]
+    pub fn gives_a_shell(&self) -> bool {
+        self.policy.claims.is_some() && self.command == [SHELL]
+    }
+
     /// A pool of one worker that runs `command`, everything else as if nothing had been written.
     #[must_use]
     pub fn with_defaults(name: PoolName, command: Vec<String>) -> Self {
@@ -36,6 +45,7 @@ impl PoolSpec {
             terminal: false,
             env: BTreeMap::new(),
             base_port: None,
+            ports: None,
             root: Root::Host,
             net: Net::Parent,
             identity: Identity::Dynamic,
@@ -59,6 +69,8 @@ impl PoolSpec {
             listen: Vec::new(),
             log: LogSpec { max_bytes: 10 << 20, keep: 3, json: false },
             projects: Vec::new(),
+            zero_copy_bytes: 1 << 20,
+            serve: None,
             on_supervisor_death: OnSupervisorDeath::EndAfter(Duration::from_secs(60)),
         }
     }
@@ -86,7 +98,9 @@ impl Default for PoolPolicy {
             },
             heartbeat: None,
             stop: Stop { signal: 15, grace: Duration::from_secs(10), kill_timeout: Duration::from_secs(10) },
+            freeze_after: None,
             claims: None,
+            dispatch: None,
         }
     }
 }
@@ -99,6 +113,11 @@ pub(super) struct PoolDraft {
     pub(super) min: Option<u32>,
     pub(super) max: Option<u32>,
     pub(super) claims: Option<ClaimsDraft>,
+    pub(super) dispatch: Option<DispatchDraft>,
+    pub(super) serve: Option<ServeHttp>,
+    pub(super) open: Option<bool>,
+    pub(super) request_max: Option<u64>,
+    pub(super) answer_max: Option<u64>,
     pub(super) heartbeat: HeartbeatDraft,
     pub(super) image: Option<ImageName>,
     pub(super) written: Written,
@@ -111,18 +130,29 @@ pub(super) struct Checked {
     pub(super) spec: PoolSpec,
     written: Written,
     place: Place,
+    budget: Option<BudgetDraft>,
 }
 
 impl Checked {
     /// A pool that comes from no file.
     pub(super) fn outside(spec: PoolSpec) -> Self {
         let place = Place::outside(if spec.service { "service" } else { "pool" }).key(spec.name.as_str());
-        Self { spec, written: Written::new(), place }
+        Self { spec, written: Written::new(), place, budget: None }
+    }
+
+    /// A service that is made of what was written at `place`.
+    pub(super) fn made(spec: PoolSpec, place: Place) -> Self {
+        Self { spec, written: Written::new(), place, budget: None }
     }
 
     /// Where the pool was written.
     pub(super) const fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// The budget that it shares, as it was written.
+    pub(super) const fn budget(&self) -> Option<&BudgetDraft> {
+        self.budget.as_ref()
     }
 
     /// Where `key` was written, or else the pool.
@@ -139,6 +169,11 @@ impl PoolDraft {
             min: None,
             max: None,
             claims: None,
+            dispatch: None,
+            serve: None,
+            open: None,
+            request_max: None,
+            answer_max: None,
             heartbeat: HeartbeatDraft::default(),
             image: None,
             written: Written::new(),
@@ -196,6 +231,7 @@ impl PoolDraft {
         } else if let Some(size) = faults.note(self.finish_size()) {
             self.spec.policy.size = size;
         }
+        self.finish_serve(&mut faults);
         self.spec.policy.startup.waits_for_ready = self.spec.ready != Ready::Exec;
         if let Some((heartbeat, probe)) =
             faults.note(self.heartbeat.finish(&self.spec.ready, &self.place_of("heartbeat")))
@@ -213,9 +249,62 @@ impl PoolDraft {
         if (self.spec.terminal || self.spec.policy.claims.is_some()) && !self.written.contains_key("stop_signal") {
             self.spec.policy.stop.signal = 1;
         }
+        if let Some(place) = self.written.get("freeze_after")
+            && !self.spec.terminal
+            && self.spec.policy.claims.is_none()
+        {
+            let what = "freeze_after is written for workers of which nobody can know when they are needed again";
+            faults.push(place.fault(what, "it beside claims or terminal = true"));
+        }
         self.check_limits(&mut faults);
         self.check_ports(&mut faults);
-        faults.or(()).map(|()| Checked { spec: self.spec, written: self.written, place: self.place })
+        let budget = self.finish_dispatch(&mut faults);
+        faults.or(()).map(|()| Checked { spec: self.spec, written: self.written, place: self.place, budget })
+    }
+
+    /// What it means that its workers serve HTTP.
+    fn finish_serve(&mut self, faults: &mut Faults) {
+        let Some(serve) = self.serve.take() else {
+            for key in ["open", "request_max", "answer_max"] {
+                if let Some(place) = self.written.get(key) {
+                    faults.push(
+                        place.fault(format!("{key} is written for workers that do not serve"), "serve beside it"),
+                    );
+                }
+            }
+            return;
+        };
+        let place = self.place_of("serve");
+        if self.spec.policy.claims.is_some() {
+            faults.push(place.fault("serve is written beside claims", "one of them"));
+        }
+        if self.spec.base_port.is_none() {
+            faults.push(place.fault("serve needs a port", "base_port to be written too"));
+        }
+        if self.spec.net != Net::Parent {
+            faults.push(place.fault("requests do not reach another network", "net = \"parent\" with serve"));
+        }
+        if !self.written.contains_key("ready") {
+            self.spec.ready = Ready::Probe(Probe::Tcp);
+        }
+        self.dispatch.get_or_insert_default().serves_http();
+        self.spec.serve = Some(ServeHttp {
+            open: self.open.unwrap_or(serve.open),
+            request_bytes_max: self.request_max.unwrap_or(serve.request_bytes_max),
+            answer_bytes_max: self.answer_max,
+        });
+    }
+
+    /// How requests are given to its workers, and the budget that it shares.
+    fn finish_dispatch(&mut self, faults: &mut Faults) -> Option<BudgetDraft> {
+        let draft = self.dispatch.take()?;
+        if self.spec.policy.claims.is_some() {
+            faults.push(self.place_of("dispatch").fault("dispatch is written beside claims", "one of them"));
+        }
+        self.spec.zero_copy_bytes = draft.zero_copy_bytes;
+        let (policy, budget) = draft.finish();
+        self.spec.policy.dispatch = Some(policy);
+        budget
     }
 
     /// What waits to be claimed runs nothing yet that could be ready, beat or listen.
@@ -224,6 +313,10 @@ impl PoolDraft {
             if let Some(place) = self.written.get(key) {
                 faults.push(place.fault(format!("{key} is written beside claims"), "one of them"));
             }
+        }
+        if self.spec.root == Root::Empty {
+            let what = "claims bring directories, for which a root that is empty has no place";
+            faults.push(self.place_of("root").fault(what, ""));
         }
     }
 
@@ -266,9 +359,28 @@ impl PoolDraft {
         }
     }
 
+    /// There are enough for all who may live at once.
+    fn check_shared_ports(&self, ports: Ports, faults: &mut Faults) {
+        if self.spec.base_port.is_some() {
+            faults.push(self.place_of("ports").fault("base_port is written too", "one of the two"));
+        }
+        let sessions = self.spec.policy.claims.as_ref().map_or(0, |claims| claims.sessions_max);
+        let workers = self.spec.policy.size.max.saturating_add(sessions);
+        if ports.count() < workers {
+            let what = format!("{ports} is enough for {} workers, and {workers} may live at once", ports.count());
+            faults.push(self.place_of("ports").fault(what, "a longer range, or less for each by FIRST-LAST/EACH"));
+        }
+    }
+
     /// Whatever needs a port has one, and the last worker's port exists.
     fn check_ports(&self, faults: &mut Faults) {
+        if let Some(ports) = self.spec.ports {
+            self.check_shared_ports(ports, faults);
+        }
         let Some(base) = self.spec.base_port else {
+            if self.spec.ports.is_some() {
+                return;
+            }
             let mut need = |place: Place, what: &str| {
                 faults.push(place.fault(format!("{what} needs a port"), "base_port to be written too"));
             };
@@ -282,22 +394,27 @@ impl PoolDraft {
             if matches!(self.spec.ready, Ready::Probe(_)) {
                 need(self.place_of("ready"), "a probe");
             }
-            if self.spec.heartbeat_probe.is_some() {
+            let says_its_port = matches!(self.spec.ready, Ready::PortFile(_));
+            if self.spec.heartbeat_probe.is_some() && !says_its_port {
                 need(self.place_of("heartbeat"), "a probe");
             }
-            return;
+            return self.check_probed_net(faults);
         };
         let max = self.spec.policy.size.max;
         if u32::from(base) + max - 1 > u32::from(u16::MAX) {
             let what = format!("the ports of {max} workers from {base} go beyond 65535");
             faults.push(self.place_of("base_port").fault(what, ""));
         }
+        self.check_probed_net(faults);
+    }
+
+    /// The daemon asks in its own network.
+    fn check_probed_net(&self, faults: &mut Faults) {
         if self.spec.net != Net::Parent
             && (matches!(self.spec.ready, Ready::Probe(_)) || self.spec.heartbeat_probe.is_some())
         {
             faults.push(
-                self.place_of("net")
-                    .fault("a probe does not reach another network", "net = \"parent\" with http and tcp probes"),
+                self.place_of("net").fault("a probe does not reach another network", "net = \"parent\" with probes"),
             );
         }
     }
@@ -316,12 +433,19 @@ pub(super) fn read(
     service: bool,
     node: &Node<'_>,
     environment: &BTreeMap<String, String>,
+    front: bool,
 ) -> Result<Checked, Faults> {
     let mut draft = PoolDraft::new(name, node.place.clone());
     draft.spec.service = service;
     let (written, mut faults) = walk(KEYS, &mut draft, node.table()?, &node.place);
     draft.written = written;
     faults.append(draft.fill_from(environment));
+    if front {
+        faults.append(atomforge::fill(&mut draft, environment));
+    }
+    if service && draft.spec.name.as_str() == chromadb::SERVICE && !draft.written.contains_key("command") {
+        faults.append(chromadb::fill(&mut draft, environment));
+    }
     // Rules between keys say nothing true when one of the keys was not understood.
     if faults.is_empty() { draft.finish() } else { Err(faults) }
 }
@@ -342,7 +466,7 @@ pub(super) fn command(words: &[Node<'_>], place: &Place) -> Result<Vec<String>, 
 
 fn template(text: &str, place: &Place) -> Result<(), Fault> {
     names_port(text).map(|_| ()).map_err(|error| {
-        let near = nearest(error.shown.trim_matches(['{', '}']), ["port", "slot", "worker", "dir"]);
+        let near = nearest(error.shown.trim_matches(['{', '}']), ["port", "slot", "worker", "instance", "dir"]);
         let near = near.map(|word| format!("{{{word}}}"));
         place.fault(format!("{:?} is no placeholder", error.shown), error.expected).suggest(near)
     })

@@ -4,37 +4,16 @@
 
 use std::time::Duration;
 
-use super::error::Faults;
 use super::keys::{Bounds, Key};
-use super::node::Node;
-use super::pool::{PoolDraft, WORKERS_MAX, command, variable};
-use super::{claims, paths, pool_tables};
-use crate::spec::signal::parse_signal;
-use crate::spec::{Cpuset, Identity, Limit, OnSupervisorDeath, VOLUMES_MAX};
+use super::pool::{PoolDraft, WORKERS_MAX};
+use super::pool_values::{asked, each, not_for_services, read_command, read_env, read_link, read_stop_signal};
+use super::{claims, dispatch, paths, pool_tables, rlimits};
+use crate::spec::{Cpuset, Identity, OnSupervisorDeath, Ports, ServeHttp, VOLUMES_MAX};
 
 /// The longest argument or value of the environment, in bytes.
 pub(super) const TEXT_BYTES_MAX: usize = 32_768;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
-
-/// `RLIMIT_*` by the names that the file uses.
-const RLIMITS: [&str; 15] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "sigpending",
-    "stack",
-];
 
 /// The keys of `[pool.NAME]` and, but for the size, of `[service.NAME]`.
 pub(super) const KEYS: &[Key<PoolDraft>] = &[
@@ -45,7 +24,7 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         kind: "list of strings",
         default: "",
         bounds: Bounds::Items(1024),
-        what: "Program and arguments. `{port}`, `{slot}`, `{worker}` and `{dir}` are replaced in each worker; `{{` and `}}` are literal braces. Required.",
+        what: "Program and arguments. `{port}`, `{slot}`, `{worker}`, `{instance}` and `{dir}` are replaced in each worker; `{{` and `}}` are literal braces. Required.",
         set: read_command,
     },
     Key {
@@ -128,13 +107,26 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         },
     },
     Key {
+        name: "ports",
+        aliases: &[],
+        variable: "",
+        kind: "ports",
+        default: "",
+        bounds: Bounds::Prose("FIRST-LAST, FIRST-LAST/EACH"),
+        what: "Each living worker is told `EACH` (10) ports of its own out of these, by `{port}` (the first of them), `PORT`, `HALSUP_PORT_FIRST` and `HALSUP_PORT_LAST`. For sessions, whose number in the pool says nothing.",
+        set: |pool, node| {
+            pool.spec.ports = Some(Ports::parse(node.text()?).map_err(|expected| node.fault(expected))?);
+            Ok(())
+        },
+    },
+    Key {
         name: "root",
         aliases: &[],
         variable: "",
         kind: "word or path",
         default: "\"host\"",
-        bounds: Bounds::Prose("host, /path, image:NAME"),
-        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. A path: a writable overlay on that directory. `image:NAME`: the same on the files of an image that was imported, such as `image:alpine:3.20`.",
+        bounds: Bounds::Prose("host, empty, /path, image:NAME"),
+        what: "What `/` is inside. `host`: a read-only view of the host with private `/tmp`, `/dev`, `/proc`, `/run`. `empty`: nothing but these and what is bound, read-only. A path: a writable overlay on that directory. `image:NAME`: the same on the files of an image that was imported, such as `image:alpine:3.20`.",
         set: |pool, node| {
             pool.spec.root = paths::root(node)?;
             Ok(())
@@ -327,7 +319,7 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         default: "{}",
         bounds: Bounds::Items(16),
         what: "Resource limits of each process, soft and hard, by lower-case name: `{ nofile = 1024, core = 0 }`. `\"unlimited\"` is no limit.",
-        set: read_rlimits,
+        set: rlimits::read,
     },
     Key {
         name: "seccomp",
@@ -348,8 +340,8 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         variable: "",
         kind: "word",
         default: "\"exec\"",
-        bounds: Bounds::Prose("exec, notify, channel, http:/path, tcp, file:NAME"),
-        what: "How a worker becomes ready. `exec`: as soon as its program runs. `notify`: `READY=1` by sd_notify. `channel`: a `ready` frame. `http:/path`: its port answers 2xx. `tcp`: its port accepts. `file:NAME`: the file exists in its directory.",
+        bounds: Bounds::Prose("exec, notify, channel, http:/path, tcp, grpc, file:NAME, port-file:NAME"),
+        what: "How a worker becomes ready. `exec`: as soon as its program runs. `notify`: `READY=1` by sd_notify. `channel`: a `ready` frame. `http:/path`: its port answers 2xx. `tcp`: its port accepts. `grpc`: its port speaks HTTP/2. `file:NAME`: the file exists in its directory. `port-file:NAME`: the same, and it says the port on which the worker listens.",
         set: |pool, node| {
             pool.spec.ready = paths::ready(node)?;
             Ok(())
@@ -405,6 +397,82 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         set: |pool, node| {
             not_for_services(pool, node)?;
             claims::claims(&mut pool.claims, node)
+        },
+    },
+    Key {
+        name: "dispatch",
+        aliases: &[],
+        variable: "",
+        kind: "boolean or table",
+        default: "false",
+        bounds: Bounds::None,
+        what: "Whether workers are given requests (`halsup call`) over the channel, and how.",
+        set: |pool, node| dispatch::dispatch(&mut pool.dispatch, node),
+    },
+    Key {
+        name: "serve",
+        aliases: &[],
+        variable: "",
+        kind: "word",
+        default: "",
+        bounds: Bounds::Prose("http"),
+        what: "`http`: its workers serve HTTP on their port, one request at a time unless `dispatch` says otherwise, and the gateway answers `/w/NAME/…` with them. Needs `base_port`; they are ready when their port answers (`tcp`), unless `ready` is written.",
+        set: |pool, node| {
+            let serve = node.word(&[("http", ServeHttp::default())])?;
+            pool.serve = Some(serve);
+            Ok(())
+        },
+    },
+    Key {
+        name: "open",
+        aliases: &[],
+        variable: "",
+        kind: "boolean",
+        default: "",
+        bounds: Bounds::None,
+        what: "With `serve`: whether requests are let through to its workers without a token; they are not where nothing is written.",
+        set: |pool, node| {
+            pool.open = Some(node.boolean()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "request_max",
+        aliases: &[],
+        variable: "",
+        kind: "size",
+        default: "",
+        bounds: Bounds::Bytes(0, 1 << 40),
+        what: "With `serve`: the longest body of a request, 64 MiB where nothing is written; a longer one is refused, 413.",
+        set: |pool, node| {
+            pool.request_max = Some(node.bytes()?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "answer_max",
+        aliases: &[],
+        variable: "",
+        kind: "size",
+        default: "",
+        bounds: Bounds::Bytes(0, 1 << 50),
+        what: "With `serve`: the longest body of an answer; a longer one is broken off. `\"max\"`, or nothing, is no limit.",
+        set: |pool, node| {
+            pool.answer_max = node.bytes_or_unlimited()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "freeze_after",
+        aliases: &[],
+        variable: "",
+        kind: "duration",
+        default: "",
+        bounds: Bounds::Time(Duration::from_secs(1), DAY),
+        what: "With `claims` or `terminal`: a worker that has been idle for this long is frozen until somebody needs it. Default: never; see sessions.md.",
+        set: |pool, node| {
+            pool.spec.policy.freeze_after = Some(node.duration()?);
+            Ok(())
         },
     },
     Key {
@@ -503,81 +571,3 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         },
     },
 ];
-
-const fn asked<T: Copy>(value: Option<T>) -> Option<Limit<T>> {
-    match value {
-        Some(value) => Some(Limit { value, asked: true }),
-        None => None,
-    }
-}
-
-fn not_for_services(pool: &PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
-    if pool.spec.service {
-        return Err(node.place.fault("a service has exactly one worker", "[pool.NAME] for more").into());
-    }
-    Ok(())
-}
-
-/// Reads every item of a list and reports all that are wrong.
-fn each<'a, T, E: Into<Faults>>(
-    node: &Node<'a>,
-    bounds: Bounds,
-    read: impl Fn(&Node<'a>) -> Result<T, E>,
-) -> Result<Vec<T>, Faults> {
-    let (mut values, mut faults) = (Vec::new(), Faults::default());
-    for item in node.items(bounds)? {
-        values.extend(faults.note(read(&item)));
-    }
-    faults.or(values)
-}
-
-fn read_command(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
-    if let Ok(text) = node.text() {
-        let words: Vec<&str> = text.split_whitespace().take(16).collect();
-        return Err(node.fault(format!("a list of program and arguments, such as {words:?}")).into());
-    }
-    pool.spec.command = command(&node.items(Bounds::Length(TEXT_BYTES_MAX))?, &node.place)?;
-    Ok(())
-}
-
-fn read_env(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
-    let mut faults = Faults::default();
-    for (name, value) in node.entries(Bounds::Length(TEXT_BYTES_MAX))? {
-        if let Some(text) = faults.note(variable(name, &value)) {
-            pool.spec.env.insert(name.to_owned(), text);
-        }
-    }
-    faults.or(())
-}
-
-fn read_link(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
-    pool.spec.link = each(node, Bounds::Length(paths::PATH_BYTES_MAX), paths::pattern)?;
-    Ok(())
-}
-
-fn read_rlimits(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
-    let mut faults = Faults::default();
-    for (name, value) in node.entries(Bounds::None)? {
-        if faults.is_full() {
-            break;
-        }
-        if !RLIMITS.contains(&name) {
-            let near = super::keys::nearest(name, RLIMITS);
-            faults.push(value.place.fault("unknown resource", RLIMITS.join(", ")).suggest(near));
-            continue;
-        }
-        let read = if value.is_unlimited() { Ok(u64::MAX) } else { value.bytes() };
-        if let Some(limit) = faults.note(read) {
-            pool.spec.rlimits.insert(name.to_owned(), limit);
-        }
-    }
-    faults.or(())
-}
-
-fn read_stop_signal(pool: &mut PoolDraft, node: &Node<'_>) -> Result<(), Faults> {
-    // A bare integer is read by the grammar that texts are read by.
-    let written = node.count().map(|number| number.to_string()).or_else(|_| node.text().map(str::to_owned));
-    let parsed = parse_signal(&written.unwrap_or_default());
-    pool.spec.policy.stop.signal = parsed.map_err(|error| node.fault(error.expected))?;
-    Ok(())
-}

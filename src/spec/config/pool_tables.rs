@@ -179,7 +179,7 @@ pub(super) enum Source {
 }
 
 /// Heartbeats while they are read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct HeartbeatDraft {
     /// Whether anything was written about them.
     written: bool,
@@ -204,6 +204,24 @@ impl Default for HeartbeatDraft {
 }
 
 impl HeartbeatDraft {
+    /// Beats from where `ready` asks, this often, where nothing was written about them.
+    pub(super) const fn preset(&mut self, interval: Duration, timeout: Duration) {
+        self.written = true;
+        self.beat.interval = interval;
+        self.beat.timeout = timeout;
+    }
+
+    /// Beats come from `source`, unless it was written where they do.
+    pub(super) fn come_from(&mut self, source: Source, place: &Place) {
+        self.written = true;
+        self.source.get_or_insert((source, place.clone()));
+    }
+
+    /// Whether they are on, and how they are.
+    pub(super) const fn said(&self) -> (bool, Heartbeat) {
+        (self.enabled, self.beat)
+    }
+
     /// Decides the source, where it was not written, by how the worker becomes ready. Unwritten heartbeats are on for
     /// channel workers, whose library answers pings, and off for all others, who would have to do something for them.
     pub(super) fn finish(&self, ready: &Ready, place: &Place) -> Result<(Option<Heartbeat>, Option<Probe>), Faults> {
@@ -213,12 +231,12 @@ impl HeartbeatDraft {
         let source = match (&self.source, ready) {
             (Some((Source::Channel, place)), Ready::Notify) => {
                 return Err(place
-                    .fault("the worker speaks sd_notify, by ready", "notify, http:/path, tcp or none")
+                    .fault("the worker speaks sd_notify, by ready", "notify, http:/path, tcp, grpc or none")
                     .into());
             }
             (Some((Source::Notify, place)), Ready::Channel) => {
                 return Err(place
-                    .fault("the worker speaks on the channel, by ready", "channel, http:/path, tcp or none")
+                    .fault("the worker speaks on the channel, by ready", "channel, http:/path, tcp, grpc or none")
                     .into());
             }
             (Some((source, _)), _) => source.clone(),
@@ -226,8 +244,12 @@ impl HeartbeatDraft {
             (None, _) if !self.written => Source::None,
             (None, Ready::Notify) => Source::Notify,
             (None, Ready::Probe(probe)) => Source::Probe(probe.clone()),
+            (None, Ready::PortFile(_)) => Source::Probe(Probe::Tcp),
             (None, Ready::Exec | Ready::File(_)) => {
-                return Err(place.key("source").fault("missing", "channel, notify, http:/path, tcp or none").into());
+                return Err(place
+                    .key("source")
+                    .fault("missing", "channel, notify, http:/path, tcp, grpc or none")
+                    .into());
             }
         };
         let beat = |source| Some(Heartbeat { source, ..self.beat });
@@ -248,16 +270,16 @@ pub(super) const HEARTBEAT_KEYS: &[Key<HeartbeatDraft>] = &[
         variable: "",
         kind: "word",
         default: "",
-        bounds: Bounds::Prose("channel, notify, http:/path, tcp, none"),
-        what: "Where beats come from. `channel`: the daemon pings. `notify`: the worker sends `WATCHDOG=1`. `http:/path`, `tcp`: the daemon asks the worker's port. Left out: the same as `ready`.",
+        bounds: Bounds::Prose("channel, notify, http:/path, tcp, grpc, none"),
+        what: "Where beats come from. `channel`: the daemon pings. `notify`: the worker sends `WATCHDOG=1`. `http:/path`, `tcp`, `grpc`: the daemon asks the worker's port. Left out: the same as `ready`.",
         set: |heartbeat, node| {
             let source = match node.text()? {
                 "none" => Source::None,
                 "channel" => Source::Channel,
                 "notify" => Source::Notify,
                 text => Source::Probe(super::paths::probe(text).ok_or_else(|| {
-                    let near = super::keys::nearest(text, ["none", "channel", "notify", "tcp"]);
-                    node.fault("channel, notify, http:/path, tcp or none").suggest(near)
+                    let near = super::keys::nearest(text, ["none", "channel", "notify", "tcp", "grpc"]);
+                    node.fault("channel, notify, http:/path, tcp, grpc or none").suggest(near)
                 })?),
             };
             heartbeat.source = Some((source, node.place.clone()));

@@ -19,6 +19,21 @@ fn lone(flag: u8, size: &[u8; 12]) -> Tar {
     tar
 }
 
+/// A header of this format with something where a prefix is in others.
+fn prefixed(magic: &[u8]) -> Vec<u8> {
+    let mut tar = Tar::default();
+    tar.raw(&Head { name: b"a", magic, ..Head::default() }, b"");
+    tar.0[345] = b'b';
+    // The checksum is one of bytes that are added up.
+    let sum: u32 = tar.0[..512]
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) })
+        .sum();
+    tar.0[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    tar.end()
+}
+
 fn tar(write: impl for<'t> FnOnce(&'t mut Tar) -> &'t mut Tar) -> Vec<u8> {
     let mut tar = Tar::default();
     write(&mut tar).end()
@@ -98,6 +113,13 @@ fn refused_headers() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("size_negative", lone(b'0', b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").end(), "not a number"),
         ("size_2_63", lone(b'0', b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff").end(), "impossible"),
         ("longlink_1g", lone(b'L', b"10000000000\0").end(), "bytes in a name"),
+        (
+            "longlink_unended",
+            tar(|tar| tar.raw(&Head { flag: b'L', ..Head::default() }, b"name").file("a", b"")),
+            "end with one",
+        ),
+        ("prefix_of_gnu", prefixed(b"ustar  \0"), "which its format does not have"),
+        ("prefix_of_v7", prefixed(b"\0\0\0\0\0\0\0\0"), "which its format does not have"),
         ("pax_1g", lone(b'x', b"10000000000\0").end(), "bytes in one header"),
         (
             "directory_with_content",

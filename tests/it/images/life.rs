@@ -160,6 +160,12 @@ fn the_reader_is_shut_in_before_it_reads() {
         let found = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("{key}: {status}"));
         found.split_whitespace().collect::<Vec<_>>().join(" ")
     };
+    // What it may use is bounded: an hour of a processor, a gibibyte, no further process.
+    let limits = fs::read_to_string(proc("limits")).expect("read its limits");
+    for (limit, value) in [("Max cpu time", "3600"), ("Max address space", "1073741824"), ("Max processes", "0")] {
+        let found = limits.lines().find_map(|line| line.strip_prefix(limit)).unwrap_or_else(|| panic!("{limits}"));
+        assert_eq!(found.split_whitespace().take(2).collect::<Vec<_>>(), [value, value], "{limit}");
+    }
     let uid: u32 = line("Uid:").split(' ').next().expect("a uid").parse().expect("a number");
     assert!(uid >= 1_879_048_192, "{uid}");
     assert_eq!(line("Groups:"), "");

@@ -2,10 +2,14 @@
 
 mod archive;
 mod bundle;
+#[cfg(target_arch = "x86_64")]
+mod captive;
 mod hostile;
 mod kills;
 mod life;
+mod limits;
 mod pull;
+mod readers;
 
 use std::path::Path;
 

@@ -4,7 +4,7 @@ mod claimed;
 mod ends;
 mod exec;
 mod hostile;
-mod operator;
+pub(crate) mod operator;
 mod programs;
 mod sending;
 mod viewers;

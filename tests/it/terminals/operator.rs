@@ -19,17 +19,17 @@ use crate::fixture::{EVENT_DEADLINE, ready_for};
 use crate::place::{Place, code};
 
 /// What a session leaves a terminal with, as docs/sessions.md promises it.
-pub(super) const RESET: &str = "\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?25h\x1b[0m";
+pub(crate) const RESET: &str = "\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?25h\x1b[0m";
 
 /// A terminal with a program on it.
-pub(super) struct Operator {
+pub(crate) struct Operator {
     master: File,
     slave: OwnedFd,
     child: Child,
     pidfd: OwnedFd,
     screen: vt100::Parser,
     /// Every byte that was shown.
-    pub(super) shown: Vec<u8>,
+    pub(crate) shown: Vec<u8>,
     before: Termios,
     /// How much of what was shown has been looked through for questions.
     asked_to: usize,
@@ -43,14 +43,14 @@ fn cells(count: u16) -> NonZeroU16 {
 
 impl Operator {
     /// Runs `halsup` with these arguments on a terminal of 80 columns and 24 rows.
-    pub(super) fn at(place: &Place, arguments: &[&str]) -> Self {
+    pub(crate) fn at(place: &Place, arguments: &[&str]) -> Self {
         // It makes the terminal the controlling one, without which a change of size is told to nobody.
         Self::run(place.command_under(&["setsid", "--ctty"], arguments), 80, 24)
     }
 
     /// Attaches to a session; what is typed from now on reaches it.
     #[track_caller]
-    pub(super) fn attached(place: &Place, arguments: &[&str]) -> Self {
+    pub(crate) fn attached(place: &Place, arguments: &[&str]) -> Self {
         let mut operator = Self::at(place, &[&["attach"], arguments].concat());
         operator
             .waits("a screen", |operator| operator.shown.windows(RESET.len()).any(|shown| shown == RESET.as_bytes()));
@@ -58,7 +58,7 @@ impl Operator {
     }
 
     /// Runs `halsup` behind the line of a shell, which goes on with what is typed behind it.
-    pub(super) fn in_shell(place: &Place, arguments: &[&str]) -> Self {
+    pub(crate) fn in_shell(place: &Place, arguments: &[&str]) -> Self {
         let halsup = place.command(arguments);
         let words: Vec<_> = std::iter::once(halsup.get_program()).chain(halsup.get_args()).collect();
         let line: Vec<String> = words.iter().map(|word| format!("'{}'", word.to_string_lossy())).collect();
@@ -93,26 +93,26 @@ impl Operator {
     }
 
     /// Types.
-    pub(super) fn types(&mut self, text: &str) {
+    pub(crate) fn types(&mut self, text: &str) {
         self.master.write_all(text.as_bytes()).expect("type");
     }
 
     /// Makes the window another size.
-    pub(super) fn resizes(&mut self, columns: u16, rows: u16) {
+    pub(crate) fn resizes(&mut self, columns: u16, rows: u16) {
         self.screen.screen_mut().set_size(cells(rows), cells(columns));
         tcsetwinsize(&self.master, window(columns, rows)).expect("set its size");
     }
 
-    pub(super) fn signals(&self, signal: Signal) {
+    pub(crate) fn signals(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("signal halsup");
     }
 
     /// What is on the screen now.
-    pub(super) fn screen(&self) -> String {
+    pub(crate) fn screen(&self) -> String {
         self.screen.screen().contents()
     }
 
-    pub(super) fn is_alternate(&self) -> bool {
+    pub(crate) fn is_alternate(&self) -> bool {
         self.screen.screen().alternate_screen()
     }
 
@@ -121,7 +121,7 @@ impl Operator {
     /// # Panics
     /// At the deadline; the screen is shown.
     #[track_caller]
-    pub(super) fn waits(&mut self, what: &str, reached: impl Fn(&Self) -> bool) {
+    pub(crate) fn waits(&mut self, what: &str, reached: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + EVENT_DEADLINE;
         while !reached(self) {
             let came = self.reads(deadline);
@@ -131,7 +131,7 @@ impl Operator {
 
     /// Reads until `text` is on the screen.
     #[track_caller]
-    pub(super) fn sees(&mut self, text: &str) {
+    pub(crate) fn sees(&mut self, text: &str) {
         self.waits(text, |operator| operator.screen().contains(text));
     }
 
@@ -165,7 +165,7 @@ impl Operator {
 
     /// Reads until the program has ended; its exit status, after all that it has shown was read.
     #[track_caller]
-    pub(super) fn ends(&mut self) -> i32 {
+    pub(crate) fn ends(&mut self) -> i32 {
         let deadline = Instant::now() + EVENT_DEADLINE;
         loop {
             let ready = ready_for(PollFlags::IN, [self.master.as_fd(), self.pidfd.as_fd()], deadline);
@@ -180,7 +180,7 @@ impl Operator {
     }
 
     /// Whether the terminal is as it was before.
-    pub(super) fn is_as_before(&self) -> bool {
+    pub(crate) fn is_as_before(&self) -> bool {
         let now = tcgetattr(&self.slave).expect("read its modes");
         let modes = |termios: &Termios| (termios.input_modes, termios.output_modes, termios.local_modes);
         assert!(self.before.local_modes.contains(LocalModes::ICANON | LocalModes::ECHO));

@@ -94,6 +94,24 @@ fn top_shows_its_table() {
 }
 
 #[test]
+fn htop_draws_its_meters_and_leaves_the_screen_as_it_was() {
+    needs!(Root, CgroupTree, Program("htop"), Program("setsid"));
+    let daemon = daemon("exec htop --delay=10");
+    let mut operator = Operator::attached(daemon.place(), &["web.0"]);
+    operator.sees("Load average");
+    operator.sees("F10");
+    assert!(operator.is_alternate());
+    operator.resizes(100, 20);
+    // The last line is that of its keys, wherever that is.
+    operator.waits("the keys at the end of a smaller screen", |operator| {
+        operator.screen().lines().nth(19).is_some_and(|line| line.contains("F10"))
+    });
+    operator.types("q");
+    assert_eq!(operator.ends(), 0, "{}", operator.screen());
+    assert!(!operator.is_alternate() && operator.is_as_before());
+}
+
+#[test]
 fn the_size_of_the_writer_arrives() {
     needs!(Root, CgroupTree, Program("setsid"));
     let daemon =

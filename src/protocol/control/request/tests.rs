@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::super::super::seeded::Seeded;
 use super::*;
+use crate::protocol::control::{AffinityMode, LeaseOutcome, SentPayload, TOOLS_MAX, ToolRefusal};
 use crate::spec::ImageName;
 
 fn call(method: &str, parameters: Value) -> Call {
@@ -24,6 +25,7 @@ fn one_of_each() -> Vec<Request> {
         Request::Ping(NoParameters {}),
         Request::Status(NoParameters {}),
         Request::List(ListRequest { pool: Some(web.clone()) }),
+        Request::WaitPool(WaitPoolRequest { pool: Some(web.clone()), complete: Some(true) }),
         Request::Inspect(target.clone()),
         Request::Start(target.clone()),
         Request::Stop(target.clone()),
@@ -32,10 +34,90 @@ fn one_of_each() -> Vec<Request> {
         Request::Reset(target.clone()),
         Request::Scale(ScaleRequest { pool: web.clone(), count: 5 }),
         Request::Claim(Box::new(ClaimRequest { pids: Some(7), ..ClaimRequest::of(web.clone()) })),
-        Request::Release(target),
+        Request::Release(ReleaseRequest { target: target.target, reset: Some(true), session: None }),
         Request::Warm(PoolRequest { pool: web.clone() }),
+        Request::Tune(TuneRequest {
+            pool: web.clone(),
+            min: Some(1),
+            max: None,
+            idle_timeout_seconds: Some(60),
+            check_interval_seconds: None,
+        }),
         Request::Pause(PauseRequest { pool: web.clone(), paused: true }),
-        Request::Logs(LogsRequest { worker: Target::Pool(web), lines: Some(100), follow: Some(false) }),
+    ]
+    .into_iter()
+    .chain(of_requests(&web))
+    .chain(of_the_rest(web))
+    .chain(of_tasks())
+    .collect()
+}
+
+fn of_requests(web: &PoolName) -> Vec<Request> {
+    vec![
+        Request::Execute(Box::new(ExecuteRequest {
+            args: Some(serde_json::json!({ "x": [1, 2.5, null] })),
+            session: Some("site".into()),
+            affinity: Some(AffinityMode::StrictFailFast),
+            timeout_ms: Some(10),
+            queue_timeout_ms: Some(5),
+            idempotent: Some(true),
+            payload: Some(SentPayload { bytes: 7, shared: Some(true) }),
+            stream: Some(false),
+            bill: Some(true),
+            input: Some(true),
+            ..ExecuteRequest::of(web.clone(), "echo".into())
+        })),
+        Request::SendChunk(SendChunkRequest {
+            chunk: Some(json!([1])),
+            payload: Some(SentPayload { bytes: 7, shared: None }),
+            end: Some(true),
+        }),
+        Request::Lease(Box::new(LeaseRequest {
+            not: Some(vec!["web.1".into()]),
+            fingerprint: Some("f".into()),
+            ..LeaseRequest::of(web.clone())
+        })),
+        Request::EndLease(EndLeaseRequest { lease: "0123456789abcdef".repeat(2), outcome: LeaseOutcome::ServerError }),
+        Request::OpenSession(OpenSessionRequest { pool: web.clone(), session: None, ttl_ms: Some(1) }),
+        Request::CloseSession(CloseSessionRequest { pool: web.clone(), session: "site".into() }),
+        Request::ListSessions(ListRequest { pool: Some(web.clone()) }),
+        Request::RequestStatus(RequestStatusRequest { pool: Some(web.clone()), request: "mine".into() }),
+        Request::PoolStats(PoolStatsRequest { pool: Some(web.clone()) }),
+        Request::ResetBreakers(ResetBreakersRequest { target: Target::All }),
+        Request::ServeTools(ServeToolsRequest { pool: web.clone(), tools: vec!["add".into(), "a tool".into()] }),
+        Request::ReplyTool(ReplyToolRequest {
+            pool: web.clone(),
+            call: "0123456789abcdef".repeat(2),
+            result: None,
+            error: Some(ToolRefusal { reason: "full".into(), message: "it is full".into() }),
+        }),
+    ]
+}
+
+fn of_tasks() -> Vec<Request> {
+    let task = || "x".to_owned();
+    let metadata = json!({ "a": [1] }).as_object().cloned();
+    vec![
+        Request::RunTask(Box::new(RunTaskRequest {
+            prompt: "ls\r\u{1b}".into(),
+            task: Some(task()),
+            worker_id: Some("w".into()),
+            priority: Some(7),
+            metadata,
+            timeout_ms: Some(1),
+        })),
+        Request::ListTasks(NoParameters {}),
+        Request::InspectTask(InspectTaskRequest { task: task(), output_bytes: Some(0) }),
+        Request::CancelTask(TaskRequest { task: task() }),
+        Request::FollowTask(FollowTaskRequest { task: task(), after: Some(7) }),
+        Request::TaskStatus(NoParameters {}),
+        Request::SwitchExecutor(SwitchExecutorRequest { executor: "stub".into() }),
+    ]
+}
+
+fn of_the_rest(web: PoolName) -> Vec<Request> {
+    vec![
+        Request::Logs(LogsRequest { worker: Target::Pool(web), lines: Some(100), follow: Some(false), session: None }),
         Request::Attach(AttachRequest { target: Target::All, steal: Some(true), replay: Some(false) }),
         Request::Watch(WatchRequest { target: Target::All, replay: None }),
         Request::Send(SendRequest { target: Target::All, text: "ls\r\u{1b}".into() }),
@@ -48,13 +130,22 @@ fn one_of_each() -> Vec<Request> {
             rows: Some(24),
         }),
         Request::Sessions(ListRequest { pool: None }),
-        Request::Events(EventsRequest { last: Some(5), follow: None }),
+        Request::Events(EventsRequest { last: Some(5), follow: None, telemetry: None }),
         Request::Stats(StatsRequest { target: Some(Target::All) }),
         Request::Certificates(CertificatesRequest { target: Some(Target::All), last: Some(1) }),
         Request::Reload(NoParameters {}),
         Request::Upgrade(UpgradeRequest { binary: Some("/usr/bin/halsup".into()) }),
         Request::Shutdown(ShutdownRequest { timeout_ms: Some(10), keep_workers: Some(true) }),
         Request::SetLog(SetLogRequest { filter: "info,heartbeat=debug".into() }),
+        Request::Identify(IdentifyRequest { token: Some("halsup_00".into()) }),
+        Request::CreateToken(CreateTokenRequest {
+            name: "ci".into(),
+            role: Role::Operate,
+            pool: PoolName::parse("web").ok(),
+            seconds: Some(60),
+        }),
+        Request::ListTokens(NoParameters {}),
+        Request::RevokeToken(RevokeTokenRequest { name: "ci".into() }),
         Request::Doctor(NoParameters {}),
         Request::GetConfig(NoParameters {}),
         Request::ListVolumes(ListVolumesRequest { name: Some(volume()), usage: Some(true) }),
@@ -138,6 +229,59 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
+fn what_is_wrong_with_tools_and_questions_is_named() {
+    let invalid = |parameter: &str| ServiceError::InvalidParameter { parameter: parameter.into() };
+    let many_names: Vec<String> = (0..=TOOLS_MAX).map(|number| format!("tool {number}")).collect();
+    let call_number = "a".repeat(32);
+    let error = |reason: &str, length: usize| json!({ "reason": reason, "message": "m".repeat(length) });
+    for (method, parameters, expected) in [
+        ("io.halsup.Control.RequestStatus", json!({"request": ""}), invalid("request")),
+        ("io.halsup.Control.RequestStatus", json!({"pool": "web"}), invalid("request")),
+        ("io.halsup.Control.ServeTools", json!({"pool": "web", "tools": ["a"]}), ServiceError::ExpectedMore {}),
+        ("io.halsup.Control.ServeTools", json!({"pool": "web", "tools": []}), invalid("tools")),
+        ("io.halsup.Control.ServeTools", json!({"pool": "web", "tools": ["a", "a"]}), invalid("tools")),
+        ("io.halsup.Control.ServeTools", json!({"pool": "web", "tools": ["a\n"]}), invalid("tools")),
+        ("io.halsup.Control.ServeTools", json!({"pool": "web", "tools": ["x".repeat(257)]}), invalid("tools")),
+        ("io.halsup.Control.ServeTools", json!({"pool": "web", "tools": many_names}), invalid("tools")),
+        ("io.halsup.Control.ReplyTool", json!({"pool": "web", "call": "1"}), invalid("call")),
+        ("io.halsup.Control.SendChunk", json!({"payload": {"bytes": 1, "shared": true}}), invalid("payload")),
+        ("io.halsup.Control.SendChunk", json!({"end": 1}), invalid("end")),
+        ("io.halsup.Control.SendChunk", json!({"request": "x"}), invalid("request")),
+        ("io.halsup.Control.ReplyTool", json!({"pool": "web", "call": "A".repeat(32)}), invalid("call")),
+        (
+            "io.halsup.Control.ReplyTool",
+            json!({"pool": "web", "call": call_number, "error": error(&"a".repeat(129), 1)}),
+            invalid("error"),
+        ),
+        (
+            "io.halsup.Control.ReplyTool",
+            json!({"pool": "web", "call": call_number, "error": error("a", 16_385)}),
+            invalid("error"),
+        ),
+        ("io.halsup.Control.ReplyTool", json!({"pool": "web", "call": call_number, "error": {}}), invalid("error")),
+    ] {
+        assert_eq!(Request::decode(call(method, parameters.clone())), Err(expected), "{method} {parameters}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_tasks_is_named() {
+    let invalid = |parameter: &str| ServiceError::InvalidParameter { parameter: parameter.into() };
+    for (method, parameters, expected) in [
+        ("io.halsup.Control.RunTask", json!({}), invalid("prompt")),
+        ("io.halsup.Control.RunTask", json!({"prompt": ""}), invalid("prompt")),
+        ("io.halsup.Control.RunTask", json!({"prompt": "x", "task": "../x"}), invalid("task")),
+        ("io.halsup.Control.RunTask", json!({"prompt": "x", "metadata": []}), invalid("metadata")),
+        ("io.halsup.Control.RunTask", json!({"prompt": "x", "priority": 256}), invalid("priority")),
+        ("io.halsup.Control.InspectTask", json!({"task": "x", "output_bytes": 1_048_577}), invalid("output_bytes")),
+        ("io.halsup.Control.FollowTask", json!({"task": "x"}), ServiceError::ExpectedMore {}),
+        ("io.halsup.Control.SwitchExecutor", json!({"executor": "magic"}), invalid("executor")),
+    ] {
+        assert_eq!(Request::decode(call(method, parameters.clone())), Err(expected), "{method} {parameters}");
+    }
+}
+
+#[test]
 fn null_and_absent_are_the_same_where_a_parameter_may_be_missing() {
     for parameters in [json!({}), json!({"last": null, "follow": null})] {
         let request = Request::decode(call("io.halsup.Control.Events", parameters)).unwrap();
@@ -152,13 +296,30 @@ fn what_changes_something_needs_more_than_observe() {
     for request in one_of_each() {
         let (_, name) = request.method();
         let of_workers = ["Start", "Stop", "Restart", "Kill", "Reset", "Release", "Attach", "Send", "Exec"];
-        let changes = of_workers.contains(&name) || ["Scale", "Claim", "Warm", "Pause"].contains(&name);
+        let of_pools = [
+            "Scale",
+            "Claim",
+            "Warm",
+            "Tune",
+            "Pause",
+            "Execute",
+            "Lease",
+            "OpenSession",
+            "CloseSession",
+            "ResetBreakers",
+            "ServeTools",
+            "ReplyTool",
+        ];
+        let changes = of_workers.contains(&name) || of_pools.contains(&name);
         let admin = [
             "Reload",
             "Upgrade",
             "Shutdown",
             "SetLog",
             "GetConfig",
+            "CreateToken",
+            "ListTokens",
+            "RevokeToken",
             "RepairVolume",
             "HoldVolumes",
             "RemoveVolume",
@@ -168,20 +329,26 @@ fn what_changes_something_needs_more_than_observe() {
         .contains(&name);
         let expected = if admin {
             Role::Admin
-        } else if changes || name == "CreateVolume" {
+        } else if changes || ["CreateVolume", "RunTask", "CancelTask", "SwitchExecutor"].contains(&name) {
             Role::Operate
         } else {
             Role::Observe
         };
         assert_eq!(request.role(), expected, "{name}");
         if changes {
-            assert_ne!(request.scope(), Scope::Daemon, "{name}");
+            assert!(!matches!(request.object(), Object::Protocol | Object::Daemon), "{name}");
+            assert!(request.target().is_some(), "{name}");
         }
     }
     let web = PoolName::parse("web").unwrap();
     let one = Request::Stop(TargetRequest { target: Target::Worker(web.clone(), 1) });
-    assert_eq!(one.scope(), Scope::Pool(&web));
-    assert_eq!(Request::Stop(TargetRequest { target: Target::All }).scope(), Scope::EveryPool);
+    assert_eq!((one.object().pool(), one.target()), (Some(&web), Some(Target::Worker(web.clone(), 1))));
+    let all = Request::Stop(TargetRequest { target: Target::All });
+    assert_eq!((all.object().pool(), all.target()), (None, Some(Target::All)));
+    let pool = Request::Scale(ScaleRequest { pool: web.clone(), count: 1 });
+    assert_eq!((pool.object().pool(), pool.target()), (Some(&web), Some(Target::Pool(web.clone()))));
+    let every = Request::Certificates(CertificatesRequest::default());
+    assert_eq!((every.object(), every.target()), (Object::EveryPool, None));
 }
 
 #[test]

@@ -41,7 +41,7 @@ const OF_A_POOL: &[(&str, &str)] = &[
     ),
     (
         "ready = \"chanel\"",
-        r#"pool.web.ready: found the string "chanel"; expected exec, notify, channel, tcp, http:/path or file:NAME; did you mean "channel"?"#,
+        r#"pool.web.ready: found the string "chanel"; expected exec, notify, channel, tcp, grpc, http:/path, file:NAME or port-file:NAME; did you mean "channel"?"#,
     ),
     (
         "ready_timeout = 30",
@@ -124,6 +124,7 @@ const OF_A_POOL: &[(&str, &str)] = &[
     ),
     ("bind = [\"/run/halsup/x:/x\"]", "pool.web.bind: would show halsup's own /run/halsup inside"),
     ("bind = [\"/var:/x\"]", "pool.web.bind: would show halsup's own /var/lib/halsup inside"),
+    ("base_port = 7_F\u{81}", r"pool.web.base_port: found the integer 7F\u{81}; expected a whole number, 1 to 65535"),
     ("base_port = 0", "pool.web.base_port: found the integer 0; expected a whole number, 1 to 65535"),
     ("base_port = 65535\nsize = 2", "pool.web.base_port: the ports of 2 workers from 65535 go beyond 65535"),
     ("ready = \"tcp\"", "pool.web.ready: a probe needs a port; expected base_port to be written too"),
@@ -131,11 +132,11 @@ const OF_A_POOL: &[(&str, &str)] = &[
     ("env = { A = \"{port}\" }", "pool.web.env: {port} needs a port; expected base_port to be written too"),
     (
         "ready = \"http:x\"",
-        r#"pool.web.ready: found the string "http:x"; expected exec, notify, channel, tcp, http:/path or file:NAME"#,
+        r#"pool.web.ready: found the string "http:x"; expected exec, notify, channel, tcp, grpc, http:/path, file:NAME or port-file:NAME"#,
     ),
     (
         "ready = \"http:/a b\"",
-        r#"pool.web.ready: found the string "http:/a b"; expected exec, notify, channel, tcp, http:/path or file:NAME"#,
+        r#"pool.web.ready: found the string "http:/a b"; expected exec, notify, channel, tcp, grpc, http:/path, file:NAME or port-file:NAME"#,
     ),
     (
         "ready = \"file:../x\"",
@@ -143,21 +144,21 @@ const OF_A_POOL: &[(&str, &str)] = &[
     ),
     (
         "ready = \"tcp\"\nbase_port = 1\nnet = \"own\"",
-        r#"line 5: pool.web.net: a probe does not reach another network; expected net = "parent" with http and tcp probes"#,
+        r#"line 5: pool.web.net: a probe does not reach another network; expected net = "parent" with probes"#,
     ),
     (
         "ready = \"notify\"\nheartbeat.source = \"channel\"",
-        "line 4: pool.web.heartbeat.source: the worker speaks sd_notify, by ready; expected notify, http:/path, tcp or none",
+        "line 4: pool.web.heartbeat.source: the worker speaks sd_notify, by ready; expected notify, http:/path, tcp, grpc or none",
     ),
     (
         "ready = \"channel\"\nheartbeat.source = \"notify\"",
-        "line 4: pool.web.heartbeat.source: the worker speaks on the channel, by ready; expected channel, http:/path, tcp or none",
+        "line 4: pool.web.heartbeat.source: the worker speaks on the channel, by ready; expected channel, http:/path, tcp, grpc or none",
     ),
-    ("heartbeat = {}", "pool.web.heartbeat.source: missing; expected channel, notify, http:/path, tcp or none"),
+    ("heartbeat = {}", "pool.web.heartbeat.source: missing; expected channel, notify, http:/path, tcp, grpc or none"),
     ("heartbeat = 3", "pool.web.heartbeat: found the integer 3; expected true, false or a table"),
     (
         "heartbeat.source = \"notfy\"",
-        r#"pool.web.heartbeat.source: found the string "notfy"; expected channel, notify, http:/path, tcp or none; did you mean "notify"?"#,
+        r#"pool.web.heartbeat.source: found the string "notfy"; expected channel, notify, http:/path, tcp, grpc or none; did you mean "notify"?"#,
     ),
     (
         "heartbeat.max_missed = 0",
@@ -190,7 +191,7 @@ const OF_A_POOL: &[(&str, &str)] = &[
     ("env = { A = \"\\u0000\" }", r#"pool.web.env.A: found the string "\0"; expected text without NUL"#),
     (
         "env = { A = \"{prot}\" }",
-        r#"pool.web.env.A: "{prot}" is no placeholder; expected {port}, {slot}, {worker}, {dir}, or {{ and }} for literal braces; did you mean "{port}"?"#,
+        r#"pool.web.env.A: "{prot}" is no placeholder; expected {port}, {slot}, {worker}, {instance}, {dir}, or {{ and }} for literal braces; did you mean "{port}"?"#,
     ),
     (
         "rlimits = { files = 3 }",
@@ -258,7 +259,7 @@ fn commands() {
         ),
         (
             "command = [\"sh\", \"-c\", \"echo ${HOME}\"]",
-            r#"pool.web.command[2]: "{HOME}" is no placeholder; expected {port}, {slot}, {worker}, {dir}, or {{ and }} for literal braces"#,
+            r#"pool.web.command[2]: "{HOME}" is no placeholder; expected {port}, {slot}, {worker}, {instance}, {dir}, or {{ and }} for literal braces"#,
         ),
     ] {
         let line = if command.is_empty() { 1 } else { 2 };

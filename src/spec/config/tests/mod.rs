@@ -1,6 +1,9 @@
 //! Whole configurations: what they become.
 
 mod mistakes;
+mod of_gateway;
+mod of_snakepit;
+mod of_tasks;
 mod sources;
 
 use std::collections::BTreeMap;
@@ -58,6 +61,7 @@ fn nothing_written_is_a_daemon_without_pools() {
         uid_base: 1_879_048_192,
         roles: Vec::new(),
         shutdown_timeout: Duration::from_secs(30),
+        image_import_timeout: Duration::from_secs(3_600),
         image_allow: Vec::new(),
         image_pull: crate::spec::ImagePull::First,
     };

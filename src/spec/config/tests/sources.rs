@@ -162,3 +162,69 @@ fn pools_from_different_places_are_checked_together() {
         "pool.web: another pool or service has this name\npool.web.base_port: ports 80 to 80 overlap ports 80 to 80 of web"
     );
 }
+
+#[test]
+fn the_service_chromadb_needs_no_command_and_its_variables_fill_in() {
+    let service = |text: &str, set: &[(&str, &str)]| parse_config(text, &variables(set)).map(|mut c| c.pools.remove(0));
+    let plain = service("[service.chromadb]", &[]).unwrap();
+    let told =
+        ["/opt/chromadb/bin/chroma", "run", "--host", "127.0.0.1", "--port", "{port}", "--path", "/data/chromadb"];
+    assert_eq!((plain.command.as_slice(), plain.base_port), (&told.map(str::to_owned)[..], Some(8000)));
+    let probe = Probe::Http { path: "/api/v2/heartbeat".to_owned() };
+    assert_eq!((&plain.ready, plain.heartbeat_probe.as_ref()), (&Ready::Probe(probe.clone()), Some(&probe)));
+    assert_eq!(plain.policy.heartbeat.map(|beat| beat.interval), Some(Duration::from_secs(5)));
+    assert_eq!(plain.policy.startup.ready_timeout, Duration::from_secs(30));
+    let name = VolumeName::parse("hal9000-chromadb").unwrap();
+    let volume = |target: &str| VolumeMount { name: name.clone(), target: target.into(), writable: true };
+    assert_eq!(plain.volumes, [volume("/data/chromadb")]);
+
+    let set = [("CHROMADB_HOST", "0.0.0.0"), ("CHROMADB_PORT", "8080"), ("CHROMADB_DATA_DIR", "/srv/{x}/")];
+    let filled = service("[service.chromadb]", &set).unwrap();
+    assert_eq!(
+        filled.command[2..],
+        ["--host", "0.0.0.0", "--port", "{port}", "--path", "/srv/{{x}}"].map(str::to_owned)
+    );
+    assert_eq!((filled.base_port, filled.volumes), (Some(8080), vec![volume("/srv/{x}")]));
+
+    let written = "[service.chromadb]\nbase_port = 9\nready = 'tcp'\nheartbeat = false\nvolumes = ['mine:/data/chromadb']\n\
+                   env = { HOME = '/data/chromadb', A = 'b' }\nready_timeout = '2m'";
+    let written = service(written, &set[1..2]).unwrap();
+    assert_eq!((written.base_port, &written.ready), (Some(9), &Ready::Probe(Probe::Tcp)));
+    assert_eq!((written.policy.heartbeat, written.volumes[0].name.as_str()), (None, "mine"));
+    assert_eq!(written.policy.startup.ready_timeout, Duration::from_secs(120));
+    let env: Vec<_> = written.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let expected = [("A", "b"), ("ANONYMIZED_TELEMETRY", "False"), ("HOME", "/data/chromadb"), ("NO_COLOR", "1")];
+    assert_eq!(env, expected);
+
+    let bound = service("[service.chromadb]\nbind = ['/srv/chroma:/data:rw']", &[]).unwrap();
+    assert!(bound.volumes.is_empty(), "a bind is there already: {:?}", bound.volumes);
+    let own = service("[service.chromadb]\ncommand = ['x']", &set).unwrap();
+    assert_eq!((own.base_port, own.volumes.len(), own.ready), (None, 0, Ready::Exec), "a command of its own is all");
+}
+
+#[test]
+fn variables_of_chromadb_that_cannot_be_are_said() {
+    let wrong = |text: &str, name, value| parse_config(text, &variables(&[(name, value)])).unwrap_err().to_string();
+    for (name, value, expected) in [
+        ("CHROMADB_PORT", "http", "CHROMADB_PORT: found \"http\"; expected a whole number, 1 to 65535"),
+        (
+            "CHROMADB_HOST",
+            "any",
+            "CHROMADB_HOST: found \"any\"; expected an address such as 127.0.0.1 or 0.0.0.0, or localhost",
+        ),
+        (
+            "CHROMADB_HOST",
+            "10.0.0.1",
+            "CHROMADB_HOST: found \"10.0.0.1\"; expected 127.0.0.1, 0.0.0.0 or ::, because `ready` asks 127.0.0.1",
+        ),
+        ("CHROMADB_DATA_DIR", "data", "CHROMADB_DATA_DIR: found \"data\"; expected an absolute path without \"..\""),
+    ] {
+        assert_eq!(wrong("[service.chromadb]", name, value), expected);
+    }
+    assert!(wrong("[service.chromadb]", "CHROMADB_DATA_DIR", "/proc/x").starts_with("CHROMADB_DATA_DIR: found"));
+    let elsewhere = [("CHROMADB_HOST", "10.0.0.1")];
+    let unasked = "[service.chromadb]\nready = 'exec'";
+    assert!(parse_config(unasked, &variables(&elsewhere)).is_ok(), "nobody asks it at 127.0.0.1");
+    let clash = errors("[pool.web]\ncommand = ['x']\nbase_port = 8000\n[service.chromadb]");
+    assert_eq!(clash, "line 4: service.chromadb.base_port: ports 8000 to 8000 overlap ports 8000 to 8000 of web");
+}

@@ -1,0 +1,84 @@
+//! What is answered where something is refused or fails: one JSON object, whatever it is, that says what to do.
+
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use halsup::protocol::control::{CallFailure, Error};
+use halsup::protocol::service::ServiceError;
+use serde_json::json;
+
+use crate::link::LinkError;
+
+/// A refusal.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    error: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, error: &'static str, message: impl Into<String>) -> Self {
+        Self { status, error, message: message.into() }
+    }
+
+    /// Its status.
+    pub(crate) const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// No token was shown, or none that is one.
+    pub(crate) fn unauthorized() -> Self {
+        let message = "show a token: Authorization: Bearer halsup_… (make one by: halsup token create NAME)";
+        Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
+    }
+
+    /// Whether it is refused because the daemon cannot be reached.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE
+    }
+
+    pub(crate) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "Not found", "there is nothing of this name here")
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(json!({ "error": self.error, "message": self.message }))).into_response();
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE || self.status == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<LinkError> for Refusal {
+    fn from(error: LinkError) -> Self {
+        let unavailable = |message: String| Self::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", message);
+        match error {
+            LinkError::Unreachable(_) | LinkError::Silent | LinkError::Busy => unavailable(error.to_string()),
+            LinkError::NoToken => Self::unauthorized(),
+            LinkError::Garbled => Self::new(StatusCode::BAD_GATEWAY, "Bad gateway", error.to_string()),
+            LinkError::Failed(CallFailure::Control(refused)) => {
+                let message = refused.to_string();
+                match refused {
+                    Error::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "Not found", message),
+                    Error::Exists { .. } | Error::Refused { .. } => Self::new(StatusCode::CONFLICT, "Refused", message),
+                    Error::Saturated {} | Error::ShuttingDown {} => unavailable(message),
+                    Error::Failed { .. } | Error::RequestFailed(_) => {
+                        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", message)
+                    }
+                }
+            }
+            LinkError::Failed(CallFailure::Service(ServiceError::PermissionDenied {})) => {
+                Self::new(StatusCode::FORBIDDEN, "Forbidden", "this token does not allow that")
+            }
+            LinkError::Failed(failure) => Self::new(StatusCode::BAD_REQUEST, "Bad request", failure.to_string()),
+        }
+    }
+}
