@@ -127,6 +127,9 @@ def last(client):
     called, go_on, results = threading.Event(), threading.Event(), []
 
     def tool(call):
+        # Until the daemon has heard that this is the end, further calls come.
+        if called.is_set():
+            return {"reason": "served"}
         called.set()
         go_on.wait(60)
         return "in the end"
