@@ -121,18 +121,23 @@ impl World {
             }
             85..90 => Input::RestartRequested(call, target),
             90..95 => Input::KillRequested(call, target, None),
-            _ => return self.redefine(),
+            _ => {
+                self.patience = self.dice.millis(200, 3_000);
+                let freeze_after = self.dice.chance(80).then_some(self.patience);
+                return self.redefine(freeze_after);
+            }
         };
         self.engine.handle(input, self.now);
     }
 
-    /// The pool's patience changes, and everybody has the whole of it again.
-    fn redefine(&mut self) {
-        self.patience = self.dice.millis(200, 3_000);
-        self.policy.freeze_after = self.dice.chance(80).then_some(self.patience);
-        for process in self.alive.values_mut() {
-            process.active = self.now;
+    /// The pool is defined anew. Where its patience changes everybody has the whole of it again; the same is no change.
+    fn redefine(&mut self, freeze_after: Option<Duration>) {
+        if self.policy.freeze_after != freeze_after {
+            for process in self.alive.values_mut() {
+                process.active = self.now;
+            }
         }
+        self.policy.freeze_after = freeze_after;
         self.engine.handle(Input::PoolDefined(POOL, Box::new(self.policy.clone())), self.now);
     }
 
@@ -294,9 +299,8 @@ impl World {
         for process in self.alive.values_mut() {
             (process.used, process.works_at) = (false, Time(u64::MAX));
         }
-        self.redefine();
-        self.policy.freeze_after = Some(self.patience);
-        self.engine.handle(Input::PoolDefined(POOL, Box::new(self.policy.clone())), self.now);
+        self.patience = self.dice.millis(200, 3_000);
+        self.redefine(Some(self.patience));
         for _ in 0..200 {
             self.turn()?;
             for process in self.alive.values_mut() {
