@@ -35,6 +35,8 @@ while (1) {
     note("begin $word");
     if ($word eq 'held') {
         while (sysread($client, my $rest, 4096)) {}
+        # It takes its time to let go: whoever is given it before that is given it too early.
+        select(undef, undef, undef, 0.02);
         note("left $word");
         next;
     }
