@@ -3,6 +3,8 @@
 //! Whenever the daemon dies: a task that was accepted is there and comes to its true end, the one that waited is run, none is run
 //! twice, and what was printed is in the file of its output, but for what the daemon had taken from a terminal at that moment.
 
+#![expect(clippy::disallowed_methods, reason = "deadlines of tests run on the real clock")]
+
 use std::fs;
 use std::time::{Duration, Instant};
 
