@@ -6,11 +6,14 @@
 #![expect(clippy::disallowed_methods, reason = "answers are timed by the real clock")]
 
 use std::collections::VecDeque;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
 use super::{Findings, Invariant};
@@ -40,6 +43,8 @@ pub(crate) struct Line {
     unread: Vec<u8>,
     /// Events that came along with one that was wanted.
     events: VecDeque<Value>,
+    /// Descriptors that came along.
+    passed: Vec<OwnedFd>,
     pub(crate) calls: Vec<Call>,
 }
 
@@ -48,7 +53,7 @@ impl Line {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
-        Ok(Self { stream, unread: Vec::new(), events: VecDeque::new(), calls: Vec::new() })
+        Ok(Self { stream, unread: Vec::new(), events: VecDeque::new(), passed: Vec::new(), calls: Vec::new() })
     }
 
     /// Calls a method of halsup's own interface and gives its answer; `None` if there was none.
@@ -76,6 +81,14 @@ impl Line {
         Some(Instant::now())
     }
 
+    /// Says a call that nobody answers. `None`: the daemon did not take it.
+    pub(crate) fn tell(&mut self, method: &str, parameters: &Value) -> Option<()> {
+        let method = format!("io.halsup.Control.{method}");
+        let mut bytes = json!({ "method": method, "parameters": parameters, "oneway": true }).to_string().into_bytes();
+        bytes.push(0);
+        self.stream.write_all(&bytes).ok()
+    }
+
     /// Says a part of a call.
     pub(crate) fn say_bytes(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap_or_default();
@@ -95,13 +108,27 @@ impl Line {
                 return serde_json::from_slice(frame.strip_suffix(b"\0")?).ok();
             }
             let mut buffer = [0; 16 << 10];
-            match self.stream.read(&mut buffer) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut beside = RecvAncillaryBuffer::new(&mut space);
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let received = recvmsg(&self.stream, &mut slices, &mut beside, RecvFlags::CMSG_CLOEXEC);
+            for message in beside.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    self.passed.extend(fds);
+                }
+            }
+            match received.map(|received| received.bytes) {
                 Ok(0) => return None,
                 Ok(count) => self.unread.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return None,
             }
         }
+    }
+
+    /// The descriptor that came with what was read last.
+    pub(crate) fn take_passed(&mut self) -> Option<OwnedFd> {
+        self.passed.pop()
     }
 
     /// The next event that `wanted` accepts, of those that follow [`Self::follow`].

@@ -14,12 +14,20 @@
 
 #[path = "../checker/mod.rs"]
 mod checker;
-mod requests;
+#[path = "../it/ports.rs"]
+mod ports;
+mod ready;
 mod round;
 mod scenarios;
 mod scene;
 mod site;
 mod tracer;
+
+mod inputs;
+mod leases;
+mod requests;
+mod tasks;
+mod tokens;
 
 mod by_hand;
 mod campaign;

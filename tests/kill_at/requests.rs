@@ -20,7 +20,7 @@ use crate::site::Site;
 pub(crate) const WORKER: &str = r#"
 use strict;
 open(my $channel, '+<&=', $ENV{HALSUP_CHANNEL_FD}) or die;
-my %held;
+my (%held, %gathers);
 sub tell_of { defined syswrite($channel, $_[0]) or exit 1 }
 sub note { open(my $ledger, '>>', '/mnt/ledger') or die; syswrite($ledger, "$_[0]\n") }
 tell_of('{"kind":"hello","protocol":1}');
@@ -30,12 +30,27 @@ while (sysread($channel, my $frame, 65536)) {
     my ($id) = $frame =~ /"id":"?(\w+)/;
     if ($kind eq 'ping') { tell_of(qq({"kind":"pong","id":$id})) }
     if ($kind eq 'drain') { exit 0 }
-    if ($kind eq 'forget') { %held = (); tell_of('{"kind":"ready"}') }
-    if ($kind eq 'cancel' && delete $held{$id}) { tell_of(qq({"kind":"error","id":"$id","error":{"message":"cancelled"}})) }
+    if ($kind eq 'forget') { %held = %gathers = (); tell_of('{"kind":"ready"}') }
+    if ($kind eq 'chunk' && $gathers{$id}) {
+        my ($command, $word) = @{$gathers{$id}};
+        my ($number) = $frame =~ /"data":(\d+)/;
+        note("took $word $number") if defined $number;
+        if ($command eq 'choke' && $number == 2) { kill 'KILL', $$; sleep 10 }
+        if ($frame !~ /"end":true/) { tell_of(qq({"kind":"credit","id":"$id","count":1})); next }
+        delete $gathers{$id};
+        note("end $word");
+        tell_of(qq({"kind":"result","id":"$id","result":"$word"}));
+    }
+    if ($kind eq 'cancel' && (delete $held{$id} || delete $gathers{$id})) { tell_of(qq({"kind":"error","id":"$id","error":{"message":"cancelled"}})) }
     next if $kind ne 'request';
     my ($command) = $frame =~ /"command":"(\w+)"/;
     my ($word) = $frame =~ /"args":"(\w+)"/;
     note("begin $word");
+    if ($frame =~ /"input":true/) {
+        $gathers{$id} = [$command, $word];
+        tell_of(qq({"kind":"credit","id":"$id","count":2}));
+        next;
+    }
     if ($command eq 'hold') { $held{$id} = 1; next }
     if ($command eq 'die') { kill 'KILL', $$; sleep 10 }
     if ($command eq 'count') { tell_of(qq({"kind":"chunk","id":"$id","data":$_})) for 0 .. 5 }
@@ -44,7 +59,7 @@ while (sysread($channel, my $frame, 65536)) {
 }
 "#;
 
-const SERVES: &str = "[pool.web]\nready = 'channel'\nheartbeat = false\nbind = ['{DIR}/seen:/mnt:rw']\n\
+pub(crate) const SERVES: &str = "[pool.web]\nready = 'channel'\nheartbeat = false\nbind = ['{DIR}/seen:/mnt:rw']\n\
     command = ['perl', '/mnt/worker.pl']\nrestart = { delay = '10ms', jitter_percent = 0, max_restarts = 100 }\n\
     [pool.web.dispatch]\nqueue_timeout = '20s'\nattempts = 3\nquarantine = 0\nworker_breaker = { failures = 0 }\n\
     pool_breaker = { failures = 0 }\n";
@@ -79,25 +94,26 @@ pub(crate) struct Heard {
 }
 
 /// A caller whose request is on its way.
-struct Caller {
-    line: Line,
+pub(crate) struct Caller {
+    pub(crate) line: Line,
     heard: Heard,
 }
 
 impl Caller {
-    fn send(scene: &Scene<'_>, command: &str, word: &'static str, more: &Value) -> Option<Self> {
+    pub(crate) fn send(scene: &Scene<'_>, command: &str, word: &'static str, more: &Value) -> Option<Self> {
         let mut line = scene.line()?;
         let mut parameters = json!({ "pool": "web", "command": command, "args": word });
         for (name, value) in more.as_object()? {
             parameters[name] = value.clone();
         }
         line.say("Execute", &parameters, more["stream"] == true)?;
-        let idempotent = more["idempotent"] == true;
+        // One whose input has begun is given to no second worker, whatever its caller says.
+        let idempotent = more["idempotent"] == true && more["input"] != true;
         Some(Self { line, heard: Heard { word, idempotent, answer: None, chunks: Vec::new(), surplus: 0 } })
     }
 
     /// Hears all that is said, and keeps it in the books; `None` if the daemon went away before the answer.
-    fn hear(mut self, scene: &mut Scene<'_>) -> Option<()> {
+    pub(crate) fn hear(mut self, scene: &mut Scene<'_>) -> Option<()> {
         while let Some(reply) = self.line.next() {
             if reply["continues"] == true {
                 self.heard.chunks.push(reply["parameters"]["chunk"].clone());
@@ -109,12 +125,12 @@ impl Caller {
             break;
         }
         let answered = self.heard.answer.is_some();
-        scene.heard.push(self.heard);
+        scene.told.requests.push(self.heard);
         answered.then_some(())
     }
 }
 
-fn web_is_up(scene: &mut Scene<'_>) -> Option<()> {
+pub(crate) fn web_is_up(scene: &mut Scene<'_>) -> Option<()> {
     scene.state("web.0", "healthy")
 }
 
@@ -123,7 +139,7 @@ fn ask(scene: &mut Scene<'_>, command: &str, word: &'static str, more: &Value) -
 }
 
 /// Waits until the worker has begun this.
-fn begun(scene: &Scene<'_>, word: &str) -> Option<()> {
+pub(crate) fn begun(scene: &Scene<'_>, word: &str) -> Option<()> {
     let daemon = format!("/proc/{}", scene.daemon);
     while !ledger(scene.site).iter().any(|line| *line == format!("begin {word}")) {
         fs::metadata(&daemon).ok()?;
@@ -184,7 +200,8 @@ fn shut_down(scene: &mut Scene<'_>) -> Option<()> {
     told.into_iter().collect()
 }
 
-fn ledger(site: &Site) -> Vec<String> {
+/// What workers have written down.
+pub(crate) fn ledger(site: &Site) -> Vec<String> {
     let text = fs::read_to_string(site.path("seen/ledger")).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
 }
@@ -241,7 +258,7 @@ pub(crate) fn served_again(site: &Site, found: &mut Findings) {
     }
 }
 
-/// Makes what worker and test share, before the daemon is started.
+/// Makes what workers and test share, before the daemon is started.
 pub(crate) fn share(seen: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt as _;
     let open = |path: &std::path::Path, mode| {
@@ -249,7 +266,8 @@ pub(crate) fn share(seen: &std::path::Path) {
     };
     fs::create_dir(seen).expect("make a directory");
     open(seen, 0o777);
-    for (name, text) in [("worker.pl", WORKER), ("ledger", "")] {
+    let programs = [("worker.pl", WORKER), ("serves.pl", crate::leases::WORKER), ("task.sh", crate::tasks::PROGRAM)];
+    for (name, text) in programs.into_iter().chain([("ledger", "")]) {
         let path = seen.join(name);
         fs::write(&path, text).expect("write a file");
         open(&path, 0o666);

@@ -9,11 +9,11 @@ use serde_json::json;
 
 use crate::checker::line::{self, Call, Line};
 use crate::checker::{self, Findings, Instance, Invariant, SETTLE, Violation, cgroups, pause};
-use crate::requests::{self, Heard};
 use crate::scenarios::{From, Keep, Scenario};
-use crate::scene::Scene;
+use crate::scene::{Scene, Told};
 use crate::site::{Daemon, READY_BUDGET, Site};
 use crate::tracer::{Outcome, Traced, kill};
+use crate::{inputs, leases, requests, tasks, tokens};
 
 /// What workers are while nothing is done to them.
 const RESTING: [&str; 3] = ["healthy", "crashed", "stopped"];
@@ -32,7 +32,7 @@ pub(crate) struct Round {
     pub(crate) second: Option<Outcome>,
     /// Whether the scenario came to its goal.
     pub(crate) goal: bool,
-    /// How long the last daemon took to be ready.
+    /// How long the last daemon took to be ready, without what it waited for a processor.
     pub(crate) ready: Duration,
     pub(crate) violations: Vec<Violation>,
     /// What the daemons said, where something is wrong.
@@ -43,25 +43,22 @@ pub(crate) struct Round {
 pub(crate) fn play(scenario: &Scenario, first: u64, second: Option<u64>) -> Round {
     let site = Site::new(scenario.config);
     let mut found = Findings::default();
-    let (outcome, goal, kept, heard) = kill_in_scenario(&site, scenario, first, &mut found);
+    let (outcome, goal, kept, told) = kill_in_scenario(&site, scenario, first, &mut found);
     let second = second.map(|boundary| kill_in_recovery(&site, boundary));
     let daemon = site.start();
     let ready = match daemon.ready() {
-        Some(ready) if ready <= READY_BUDGET => ready,
+        Some(ready) if ready.own <= READY_BUDGET => ready.own,
         late => {
             found.add(Invariant::Latency, format!("after the kill the daemon was ready {late:?}"));
-            late.unwrap_or_default()
+            late.map_or(Duration::ZERO, |late| late.own)
         }
     };
+    judge(&site, scenario, &told, 1 + usize::from(second.is_some()), &mut found);
     found.0.extend(checker::standing(SETTLE, || {
         let mut found = Findings(look(&site.instance));
         site.wrong_images().into_iter().for_each(|wrong| found.add(Invariant::Objects, wrong));
         found.0
     }));
-    if scenario.config.contains("{DIR}/seen") {
-        requests::served_again(&site, &mut found);
-        requests::judge(&site, &heard, &mut found);
-    }
     if scenario.keep == Keep::Runs {
         were_kept(&site, &kept, &mut found);
     }
@@ -78,6 +75,25 @@ pub(crate) fn play(scenario: &Scenario, first: u64, second: Option<u64>) -> Roun
     Round { first: outcome, second, goal, ready, violations: found.0, log }
 }
 
+/// Holds the daemon to what callers of the ones before were told, and has it do the same again.
+fn judge(site: &Site, scenario: &Scenario, told: &Told, kills: usize, found: &mut Findings) {
+    let has = |what: &str| scenario.config.contains(what);
+    if has("worker.pl") {
+        requests::served_again(site, found);
+        requests::judge(site, &told.requests, found);
+        inputs::judge(site, found);
+    }
+    if has("[tasks]") {
+        tasks::judge(site, &told.tasks, kills, found);
+    }
+    if has("[gateway]") {
+        tokens::judge(site, &told.tokens, found);
+    }
+    if has("serve = 'http'") {
+        leases::judge(site, &told.leases, found);
+    }
+}
+
 /// The pids of the pool that no scenario touches.
 pub(crate) type Kept = Vec<(u32, u64)>;
 
@@ -86,7 +102,7 @@ fn kill_in_scenario(
     scenario: &Scenario,
     boundary: u64,
     found: &mut Findings,
-) -> (Outcome, bool, Kept, Vec<Heard>) {
+) -> (Outcome, bool, Kept, Told) {
     let (daemon, traced, mut scene) = match scenario.from {
         From::Start => {
             let (daemon, traced) = site.start_traced();
@@ -114,7 +130,7 @@ fn kill_in_scenario(
         (outcome, goal, books)
     });
     line::judge(&books, true, found);
-    (outcome, goal, kept, scene.heard)
+    (outcome, goal, kept, scene.told)
 }
 
 /// Plays the scenario and then ends the daemon, if it has not been killed before.

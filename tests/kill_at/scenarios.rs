@@ -74,10 +74,11 @@ const FLOODS: &str = "[pool.web]\nlog = { max_size = '64k', keep = 1 }\ncommand 
 
 /// All there are.
 pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
-    ALL.iter().chain(crate::requests::ALL)
+    let others = [crate::requests::ALL, crate::inputs::ALL, crate::leases::ALL, crate::tasks::ALL, crate::tokens::ALL];
+    ALL.iter().chain(others.into_iter().flatten())
 }
 
-/// Those without requests.
+/// Those without requests, tasks, tokens or leases.
 const ALL: &[Scenario] = &[
     Scenario { name: "start", from: From::Start, keep: Keep::Runs, config: "", prepare: nothing, act: keep_is_up },
     Scenario {

@@ -8,11 +8,20 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use crate::checker::line::{Call, Line};
-use crate::requests::Heard;
 use crate::site::Site;
+use crate::{leases, requests, tasks, tokens};
 
 /// How long a daemon may take to carry out an order.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What callers were told in a scene, and what the next daemon is judged by.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) requests: Vec<requests::Heard>,
+    pub(crate) tasks: Vec<tasks::Heard>,
+    pub(crate) tokens: Vec<tokens::Heard>,
+    pub(crate) leases: Vec<leases::Heard>,
+}
 
 /// A daemon that is acted on.
 #[derive(Debug)]
@@ -20,15 +29,14 @@ pub(crate) struct Scene<'s> {
     pub(crate) site: &'s Site,
     /// The pid of the daemon, for signals.
     pub(crate) daemon: u32,
-    /// What callers of workers were told.
-    pub(crate) heard: Vec<Heard>,
+    pub(crate) told: Told,
     orders: Option<Line>,
     events: Option<Line>,
 }
 
 impl<'s> Scene<'s> {
-    pub(crate) const fn new(site: &'s Site, daemon: u32) -> Self {
-        Self { site, daemon, heard: Vec::new(), orders: None, events: None }
+    pub(crate) fn new(site: &'s Site, daemon: u32) -> Self {
+        Self { site, daemon, told: Told::default(), orders: None, events: None }
     }
 
     /// Connects, once the daemon is ready.

@@ -19,9 +19,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::checker::secrets::Secrets;
 use crate::checker::{Instance, cgroups, files};
+use crate::ports::free_ports;
+use crate::ready::{Ready, Stopwatch};
 use crate::tracer::{Traced, Victim};
 
-/// How long a daemon may take to be ready after it was killed. An emulated machine is given more by an environment variable.
+/// How long a daemon may take to be ready after it was killed, without what it waits for a processor.
 pub(crate) const READY_BUDGET: Duration = Duration::from_secs(2);
 /// After this long it is not waited for any more.
 const GIVE_UP: Duration = Duration::from_secs(20);
@@ -37,6 +39,8 @@ static SITES: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug)]
 pub(crate) struct Site {
     dir: tempfile::TempDir,
+    /// One that nobody else has, if the configuration names it.
+    port: u16,
     pub(crate) instance: Instance,
 }
 
@@ -46,11 +50,11 @@ pub(crate) struct Daemon {
     pub(crate) pid: u32,
     pub(crate) pidfd: OwnedFd,
     notify: UnixDatagram,
-    begun: Instant,
+    stopwatch: Stopwatch,
 }
 
 impl Site {
-    /// Makes one. `{DIR}` in the configuration is its directory, `{SLEEP}` a program that does nothing.
+    /// Makes one. `{DIR}` in the configuration is its directory, `{SLEEP}` a program that does nothing, `{PORT}` a port.
     pub(crate) fn new(config: &str) -> Self {
         let memory = Path::new("/dev/shm");
         let top = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
@@ -61,7 +65,8 @@ impl Site {
         let secrets = Secrets { daemon: Some(secret), pools: vec![("keep".to_owned(), SECRET_OF_KEEP.to_owned())] };
         let own = dir.path().to_owned();
         let instance = Instance { name, dir: own, runtime_dir, state_dir, known: Vec::new(), secrets };
-        let site = Self { dir, instance };
+        let port = if config.contains("{PORT}") { free_ports(1) } else { 0 };
+        let site = Self { dir, port, instance };
         if config.contains("{DIR}/root") {
             make_root(&site.path("root"));
         }
@@ -81,6 +86,7 @@ impl Site {
         );
         let dir = self.dir.path().to_str().expect("an ASCII path");
         let text = text.replace("{DIR}", dir).replace("{SLEEP}", &sleeper());
+        let text = text.replace("{PORT}", &self.port.to_string());
         fs::write(self.path("config.toml"), text).expect("write the configuration");
     }
 
@@ -104,9 +110,9 @@ impl Site {
     pub(crate) fn start(&self) -> Daemon {
         let mut notify = None;
         let mut command = self.command(Command::new(program()), &mut notify);
-        let begun = Instant::now();
+        let stopwatch = Stopwatch::start();
         let child = command.stdin(Stdio::null()).spawn().expect("start the daemon");
-        Daemon::new(&child, notify, begun)
+        Daemon::new(&child, notify, stopwatch)
     }
 
     /// A command of the program other than the daemon, with its complaints in the log.
@@ -137,7 +143,7 @@ impl Site {
         let mut child = command.stdin(Stdio::piped()).spawn().expect("start the shell");
         let mut gate = child.stdin.take().expect("stdin is piped");
         let traced = Traced::attach_before_exec(child.id(), || gate.write_all(b"\n").expect("let it go on"));
-        (Daemon::new(&child, notify, Instant::now()), traced)
+        (Daemon::new(&child, notify, Stopwatch::start()), traced)
     }
 
     /// Writes an archive of a few files, by another program.
@@ -230,19 +236,19 @@ fn sleeper() -> String {
 }
 
 impl Daemon {
-    fn new(child: &Child, notify: Option<UnixDatagram>, begun: Instant) -> Self {
+    fn new(child: &Child, notify: Option<UnixDatagram>, stopwatch: Stopwatch) -> Self {
         let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("open its pidfd");
-        Self { pid: child.id(), pidfd, notify: notify.expect("it was bound"), begun }
+        Self { pid: child.id(), pidfd, notify: notify.expect("it was bound"), stopwatch }
     }
 
     /// Waits until it is ready; how long that took since it was started, or `None` if it ended first or took too long.
-    pub(crate) fn ready(&self) -> Option<Duration> {
-        let deadline = self.begun + GIVE_UP;
+    pub(crate) fn ready(&self) -> Option<Ready> {
+        let deadline = self.stopwatch.begun() + GIVE_UP;
         let mut buffer = [0; 4096];
         while readable([self.notify.as_fd(), self.pidfd.as_fd()], deadline)? == 0 {
             let count = self.notify.recv(&mut buffer).ok()?;
             if buffer[..count].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") {
-                return Some(self.begun.elapsed());
+                return Some(self.stopwatch.ready(self.pid));
             }
         }
         None
