@@ -3,25 +3,41 @@
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use halsup::protocol::control::{
     BreakerPosition, DaemonState, ListReply, ListRequest, NoParameters, PoolRequestStats, PoolStatsReply,
     PoolStatsRequest, Request, StatsReply, StatsRequest, StatusReply, Target, WorkerInfo, WorkerState, WorkerStats,
 };
 
+use super::tasks::sent;
 use crate::answer::Refusal;
 use crate::guard::Shown;
 use crate::hub::pool_of;
 use crate::openmetrics::{CONTENT_TYPE, Exposition, Kind, seconds};
 use crate::serve::Shared;
 
-/// `GET /metrics`.
-pub(crate) async fn metrics(State(shared): State<Shared>, Extension(shown): Extension<Shown>) -> Response {
+/// `GET /metrics`: as OpenMetrics, or as JSON for who asks for that and nothing else.
+pub(crate) async fn metrics(
+    State(shared): State<Shared>,
+    Extension(shown): Extension<Shown>,
+    headers: HeaderMap,
+) -> Response {
+    if wants_json(&headers) {
+        return sent(super::cluster::metrics(&shared, &shown).await);
+    }
     match told(&shared, &shown).await {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(refusal) => refusal.into_response(),
     }
+}
+
+/// Whether JSON is asked for, and no text beside it.
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|kinds| kinds.to_str().ok());
+    let kinds: Vec<&str> = accepted.flat_map(|kinds| kinds.split(',')).collect();
+    let essence = |kind: &str| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    !kinds.is_empty() && kinds.iter().all(|kind| essence(kind) == "application/json")
 }
 
 async fn told(shared: &Shared, shown: &Shown) -> Result<String, Refusal> {

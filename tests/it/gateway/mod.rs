@@ -1,5 +1,6 @@
 //! The gateway: HTTP for the world, from outside.
 
+mod cluster;
 mod doors;
 mod hostile;
 mod life;

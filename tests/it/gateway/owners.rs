@@ -51,7 +51,7 @@ fn a_token_sees_and_ends_its_own_tasks_and_admin_all() {
         ] {
             assert_eq!(served.ask(token, method, &path, "").status, 403, "{method} {path}");
         }
-        for path in ["/tasks", "/hello"] {
+        for path in ["/tasks", "/processes", "/workers", "/hello"] {
             let told = served.ask(token, "GET", path, "");
             assert_eq!(told.status, 200, "{path}");
             assert!(!String::from_utf8_lossy(&told.body).contains(SECRET), "{path}");
