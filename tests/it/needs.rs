@@ -45,6 +45,8 @@ pub(crate) enum Need<'a> {
     VarlinkPython,
     /// An interpreter with the package `grpcio`, which `HALSUP_TEST_GRPC_PYTHON` names.
     GrpcPython,
+    /// An interpreter with the package `schemathesis`, which `HALSUP_TEST_SCHEMATHESIS_PYTHON` names.
+    SchemathesisPython,
     /// An address of this host that is not of loopback.
     OwnAddress,
     /// A Docker daemon that answers, and the image that `HALSUP_TEST_IMAGE` names.
@@ -76,6 +78,7 @@ impl fmt::Display for Need<'_> {
             Self::Program(name) => write!(f, "program:{name}"),
             Self::VarlinkPython => f.write_str("varlink-python"),
             Self::GrpcPython => f.write_str("grpc-python"),
+            Self::SchemathesisPython => f.write_str("schemathesis-python"),
             Self::OwnAddress => f.write_str("own-address"),
             Self::Docker => f.write_str("docker"),
             Self::WallClock => f.write_str("wall-clock"),
@@ -101,6 +104,7 @@ impl<'a> Need<'a> {
             _ if word.starts_with("program:") => Self::Program(word.split_once(':')?.1),
             "varlink-python" => Self::VarlinkPython,
             "grpc-python" => Self::GrpcPython,
+            "schemathesis-python" => Self::SchemathesisPython,
             "own-address" => Self::OwnAddress,
             "docker" => Self::Docker,
             "systemd" => Self::Systemd,
@@ -143,6 +147,9 @@ impl<'a> Need<'a> {
                 .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).is_file())),
             Self::VarlinkPython => varlink_python().is_some_and(|python| succeeds(&python, &["-c", "import varlink"])),
             Self::GrpcPython => grpc_python().is_some_and(|python| succeeds(&python, &["-c", "import grpc"])),
+            Self::SchemathesisPython => {
+                schemathesis_python().is_some_and(|python| succeeds(&python, &["-c", "import schemathesis"]))
+            }
             Self::OwnAddress => own_address().is_some(),
             Self::Docker => test_image().is_some() && succeeds("docker", &["version"]),
             Self::Systemd => {
@@ -167,6 +174,11 @@ pub(crate) fn varlink_python() -> Option<String> {
 /// The interpreter that has the package `grpcio`.
 pub(crate) fn grpc_python() -> Option<String> {
     std::env::var("HALSUP_TEST_GRPC_PYTHON").ok().filter(|path| !path.is_empty())
+}
+
+/// The interpreter that has the package `schemathesis`.
+pub(crate) fn schemathesis_python() -> Option<String> {
+    std::env::var("HALSUP_TEST_SCHEMATHESIS_PYTHON").ok().filter(|path| !path.is_empty())
 }
 
 /// The address from which this host would speak to others.
@@ -266,6 +278,7 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Program("vim"),
         Need::VarlinkPython,
         Need::GrpcPython,
+        Need::SchemathesisPython,
         Need::OwnAddress,
         Need::Docker,
         Need::WallClock,

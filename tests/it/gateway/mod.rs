@@ -9,6 +9,8 @@ mod owners;
 mod page;
 mod pooled;
 mod proxy;
+mod schema;
+mod seeds;
 mod streams;
 mod tasks;
 
