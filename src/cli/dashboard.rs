@@ -17,12 +17,15 @@ use super::error::Error;
 use crate::protocol::control::{
     CreateTokenReply, CreateTokenRequest, InspectReply, Inspection, Request, Target, TargetRequest,
 };
+use crate::protocol::secret::secret;
 use crate::spec::{GatewaySpec, Role};
 
 /// How long the token of a page is good.
 const TOKEN_SECONDS: u64 = 12 * 3_600;
 /// How long the gateway may be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How much of a secret tells the names of two tokens apart.
+const SUFFIX_CHARS: usize = 12;
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
@@ -120,12 +123,8 @@ fn ticket(context: &Context, at: SocketAddr) -> Result<String, Error> {
 
 /// Names of tokens are each used once.
 fn suffix() -> Result<String, Error> {
-    let mut bytes = [0; 6];
-    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    match got {
-        Ok(_) => Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
-        Err(errno) => Err(failed(format!("find a name for a token: {errno}"))),
-    }
+    let made = secret().map_err(|errno| failed(format!("find a name for a token: {errno}")))?;
+    Ok(made.chars().take(SUFFIX_CHARS).collect())
 }
 
 fn exchange(at: SocketAddr, sent: &[u8]) -> std::io::Result<String> {

@@ -25,9 +25,9 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let request = Request::Events(if self.telemetry {
-            EventsRequest { last: None, follow: Some(true), telemetry: Some(true) }
+            EventsRequest { last: None, follow: Some(true), telemetry: Some(true), pool: None }
         } else {
-            EventsRequest { last: Some(self.last), follow: Some(self.follow), telemetry: None }
+            EventsRequest { last: Some(self.last), follow: Some(self.follow), telemetry: None, pool: None }
         });
         context.client()?.call_more(&request, |reply: EventsReply| {
             if reply.missed > 0 {

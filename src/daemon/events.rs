@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use super::clock;
 use super::state::Daemon;
 use crate::protocol::control::{Cause, Event, EventKind, EventsReply, WorkerState};
-use crate::spec::{Generation, WorkerId};
+use crate::spec::{Generation, PoolName, WorkerId};
 
 /// How many events are kept.
 const EVENTS_MAX: usize = 4_096;
@@ -45,7 +45,38 @@ impl Happening {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cursor(u64);
 
+/// A reader of all events, or of those of one pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EventReader {
+    cursor: Cursor,
+    pool: Option<PoolName>,
+}
+
 impl EventLog {
+    /// The last `count` events, or the last so many of this pool, and who reads on from there.
+    pub(super) fn last(&self, count: usize, pool: Option<PoolName>) -> (EventsReply, EventReader) {
+        // Those of one pool may lie anywhere.
+        let cursor = self.before_last(if pool.is_some() { self.ring.len() } else { count });
+        let mut reader = EventReader { cursor, pool };
+        let mut reply = self.read_on(&mut reader, self.ring.len());
+        reply.events.drain(..reply.events.len().saturating_sub(count));
+        (reply, reader)
+    }
+
+    /// Whether there may be something for a reader.
+    pub(super) const fn has_news_for(&self, reader: &EventReader) -> bool {
+        self.has_news(reader.cursor)
+    }
+
+    /// Of the next `max` events those that are for a reader.
+    pub(super) fn read_on(&self, reader: &mut EventReader, max: usize) -> EventsReply {
+        let mut reply = self.read(&mut reader.cursor, max);
+        if let Some(pool) = &reader.pool {
+            reply.events.retain(|event| event.pool.as_deref() == Some(pool.as_str()));
+        }
+        reply
+    }
+
     /// The cursor before the last `count` events that are there.
     pub(super) fn before_last(&self, count: usize) -> Cursor {
         let there = u64::try_from(count.min(self.ring.len())).unwrap_or(0);
@@ -159,6 +190,25 @@ mod tests {
         assert_eq!(sequences(&log.read(&mut all, 4)), [1, 2, 3, 4]);
         assert_eq!(sequences(&log.read(&mut all, 4)), [5, 6]);
         assert_eq!(sequences(&log.read(&mut all, 4)), [0; 0]);
+    }
+
+    #[test]
+    fn a_reader_of_one_pool_gets_its_events_alone() {
+        let mut log = EventLog::default();
+        for name in ["web", "api", "web", "api", "api"] {
+            log.add(|sequence| Event { sequence, pool: Some(name.to_owned()), ..log_event() });
+        }
+        log.add(|sequence| Event { sequence, ..log_event() });
+        let pool = |name: &str| Some(PoolName::parse(name).unwrap());
+        let (reply, mut reader) = log.last(2, pool("web"));
+        assert_eq!((sequences(&reply), reply.missed), (vec![1, 3], 0));
+        assert_eq!(sequences(&log.last(1, pool("web")).0), [3]);
+        assert_eq!(sequences(&log.last(2, None).0), [5, 6]);
+        assert!(!log.has_news_for(&reader));
+        log.add(|sequence| Event { sequence, pool: Some("api".to_owned()), ..log_event() });
+        assert!(log.has_news_for(&reader));
+        assert_eq!(sequences(&log.read_on(&mut reader, 10)), [0; 0]);
+        assert!(!log.has_news_for(&reader), "and is past those of others");
     }
 
     fn log_event() -> Event {

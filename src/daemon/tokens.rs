@@ -16,11 +16,9 @@ use crate::protocol::control::{
     CreateTokenReply, CreateTokenRequest, Empty, Error, ListTokensReply, RevokeTokenRequest, TOKEN_PREFIX, TOKENS_MAX,
     TokenInfo, role_word,
 };
+use crate::protocol::secret::secret;
 use crate::protocol::varlink::Reply;
 use crate::spec::{Grantee, PoolName, Role, RoleGrant};
-
-/// Random bytes in a token.
-const SECRET_BYTES: usize = 32;
 
 /// What is kept of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,18 +119,12 @@ fn digest(token: &str) -> String {
 
 /// A token that nobody can guess.
 fn new_token() -> Result<String, Error> {
-    let mut secret = [0; SECRET_BYTES];
-    let failed = |cause: String| Error::Failed { operation: "make".into(), object: "a token".into(), cause };
-    let mut filled = 0;
-    while let Some(rest) = secret.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => filled += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(failed(errno.to_string())),
-        }
-    }
-    let secret: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("{TOKEN_PREFIX}{secret}"))
+    let failed = |errno: rustix::io::Errno| Error::Failed {
+        operation: "make".into(),
+        object: "a token".into(),
+        cause: errno.to_string(),
+    };
+    Ok(format!("{TOKEN_PREFIX}{}", secret().map_err(failed)?))
 }
 
 fn seconds_now() -> u64 {
@@ -264,6 +256,6 @@ mod tests {
     fn no_two_tokens_are_one_and_each_is_known_for_what_it_is() {
         let (one, other) = (new_token().unwrap(), new_token().unwrap());
         assert_ne!(one, other);
-        assert!(one.starts_with(TOKEN_PREFIX) && one.len() == TOKEN_PREFIX.len() + 2 * SECRET_BYTES);
+        assert!(one.starts_with(TOKEN_PREFIX) && one.len() == TOKEN_PREFIX.len() + 64);
     }
 }

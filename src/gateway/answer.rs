@@ -15,11 +15,19 @@ pub(crate) struct Refusal {
     status: StatusCode,
     error: &'static str,
     message: String,
+    /// Whether the message is also told as `details`, for clients that look there for what is wrong with what they sent.
+    has_details: bool,
 }
 
 impl Refusal {
     pub(crate) fn new(status: StatusCode, error: &'static str, message: impl Into<String>) -> Self {
-        Self { status, error, message: message.into() }
+        Self { status, error, message: message.into(), has_details: false }
+    }
+
+    /// The same, telling what is wrong also as `details`.
+    pub(crate) fn with_details(mut self) -> Self {
+        self.has_details = true;
+        self
     }
 
     /// Its status.
@@ -45,7 +53,11 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(json!({ "error": self.error, "message": self.message }))).into_response();
+        let mut told = json!({ "error": self.error, "message": self.message });
+        if let Some(fields) = told.as_object_mut().filter(|_| self.has_details) {
+            fields.insert("details".to_owned(), json!(self.message));
+        }
+        let mut response = (self.status, Json(told)).into_response();
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use halsup::protocol::control::{Event, EventsReply, EventsRequest, IdentifyReply, LAST_MAX, Request};
+use halsup::spec::PoolName;
 use tokio::sync::{broadcast, watch};
 
 use crate::guard::Shown;
@@ -89,6 +90,11 @@ pub(crate) fn caller(who: &IdentifyReply) -> String {
     }
 }
 
+/// The pool that a caller is limited to.
+pub(crate) fn pool_of(who: &IdentifyReply) -> Option<PoolName> {
+    who.pool.as_deref().and_then(|pool| PoolName::parse(pool).ok())
+}
+
 impl Hubs {
     /// The daemon's latest events, and those from now on.
     ///
@@ -112,7 +118,7 @@ impl Hubs {
         }
         let (mut link, _) = shared.connect(shown).await?;
         // The first answer is what has been; then nothing is missed.
-        let first = ask_for_events(&mut link, LAST_MAX).await?;
+        let first = ask_for_events(&mut link, LAST_MAX, pool_of(who)).await?;
         let kept = first.events.iter().map(|event| Told::new(daemon, event)).collect();
         let events = Arc::new(Events { sender: broadcast::Sender::new(EVENTS_MAX), kept: Mutex::new(kept) });
         let joined = events.join();
@@ -147,7 +153,7 @@ impl Hubs {
         }
         let (link, _) = shared.connect(shown).await?;
         let (mut news, _) = shared.connect(shown).await?;
-        ask_for_events(&mut news, 0).await?;
+        ask_for_events(&mut news, 0, None).await?;
         let mut observer = Observer::new(link);
         let first = observer.snapshot(true).await?;
         let (sender, mut receiver) = watch::channel(first);
@@ -167,8 +173,8 @@ fn lock<T>(held: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Follows the daemon's events; the last so many of them are the first answer.
-async fn ask_for_events(link: &mut Link, last: u32) -> Result<EventsReply, LinkError> {
-    let request = EventsRequest { last: Some(last), follow: Some(true), telemetry: None };
+async fn ask_for_events(link: &mut Link, last: u32, pool: Option<PoolName>) -> Result<EventsReply, LinkError> {
+    let request = EventsRequest { last: Some(last), follow: Some(true), telemetry: None, pool };
     link.ask(&Request::Events(request), true).await?;
     link.answer().await.map(|(reply, _)| reply)
 }

@@ -1,5 +1,7 @@
 //! The table of routes. What is not in it is nothing, and says so only to who may know.
 
+mod cluster;
+mod execute;
 mod health;
 mod hello;
 mod metrics;
@@ -7,6 +9,7 @@ mod openapi;
 mod orders;
 mod page;
 mod pooled;
+mod sessions;
 mod story;
 mod streams;
 mod tasks;
@@ -37,6 +40,8 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
         ("get", "/health/pool", get(pooled::pool_health)),
         ("get", "/health/pool/memory", get(pooled::pool_memory)),
         ("post", "/pool/reset-circuit-breakers", post(pooled::reset_breakers)),
+        ("get", "/health/live", get(cluster::live)),
+        ("get", "/health/ready", get(cluster::ready)),
         ("get", "/hello", get(hello::hello)),
         ("post", "/run", post(tasks::run)),
         ("get", "/tasks", get(tasks::list)),
@@ -44,6 +49,17 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
         ("get", "/tasks/{task}", get(tasks::show)),
         ("delete", "/tasks/{task}", delete(tasks::cancel)),
         ("get", "/stream/{task}", get(story::story)),
+        ("post", "/execute", post(execute::execute)),
+        ("get", "/status", get(cluster::state)),
+        ("get", "/capabilities", get(cluster::capabilities)),
+        ("get", "/processes", get(cluster::processes)),
+        ("post", "/processes/cleanup", post(cluster::cleanup)),
+        ("get", "/workers", get(cluster::workers)),
+        ("get", "/sessions", get(sessions::list)),
+        ("post", "/sessions", post(sessions::open)),
+        ("get", "/sessions/{session}", get(sessions::show)),
+        ("delete", "/sessions/{session}", delete(sessions::close)),
+        ("post", "/sessions/{session}/tasks", post(sessions::task)),
         ("get", "/pty/status", get(tasks::pty)),
         ("post", "/pty/switch", post(tasks::switch)),
         ("get", "/metrics", get(metrics::metrics)),

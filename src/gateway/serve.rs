@@ -61,6 +61,8 @@ pub(crate) struct Shared(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     arguments: Arguments,
+    /// The addresses that it was told to listen on: its own names, too.
+    own: Vec<IpAddr>,
     address: Address,
     /// Places for requests that have, or wait for, a worker.
     leases: Arc<Semaphore>,
@@ -84,10 +86,11 @@ struct Draining {
 }
 
 impl Shared {
-    fn new(arguments: Arguments, ending: watch::Receiver<()>) -> Self {
+    fn new(arguments: Arguments, own: Vec<IpAddr>, ending: watch::Receiver<()>) -> Self {
         Self(Arc::new(Inner {
             address: Address::new(arguments.daemon.clone()),
             arguments,
+            own,
             leases: Arc::new(Semaphore::new(LEASES_MAX)),
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             ending,
@@ -217,7 +220,8 @@ impl Shared {
             return false;
         }
         // A literal address is no name that anybody could have made to lead here.
-        let is_literal = name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let is_own = |address: IpAddr| address.is_loopback() || self.0.own.contains(&address);
+        let is_literal = name.parse::<IpAddr>().is_ok_and(is_own);
         let named = |own: &String| own.trim_matches(['[', ']']).eq_ignore_ascii_case(name);
         is_literal || name.eq_ignore_ascii_case("localhost") || self.0.arguments.hosts.iter().any(named)
     }
@@ -242,7 +246,9 @@ pub(crate) fn listeners() -> io::Result<Vec<TcpListener>> {
 /// Serves until it is told to end.
 pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> io::Result<()> {
     let (open, closed) = watch::channel(());
-    let shared = Shared::new(arguments, closed.clone());
+    let bound = listeners.iter().filter_map(|listener| listener.local_addr().ok()).map(|address| address.ip());
+    // One that listens on all addresses has not been told which of them are meant.
+    let shared = Shared::new(arguments, bound.filter(|address| !address.is_unspecified()).collect(), closed.clone());
     let room = Arc::clone(&shared.0.room);
     let router = routes::router(shared);
     let manager = Manager::from_environment();
@@ -354,7 +360,7 @@ fn connection(
 mod tests {
     use super::*;
 
-    fn shared(hosts: &[&str]) -> Shared {
+    fn shared(hosts: &[&str], own: &[&str]) -> Shared {
         let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
         let arguments = Arguments {
             hosts,
@@ -364,12 +370,13 @@ mod tests {
             worker_name: "W".into(),
             daemon: "/x".into(),
         };
-        Shared::new(arguments, watch::channel(()).1)
+        let own = own.iter().map(|address| address.parse().unwrap()).collect();
+        Shared::new(arguments, own, watch::channel(()).1)
     }
 
     #[test]
     fn only_own_names_are_hosts() {
-        let shared = shared(&["halsup.example.org", "10.0.0.1"]);
+        let shared = shared(&["halsup.example.org", "10.0.0.1"], &["192.0.2.7", "2001:db8::7"]);
         for host in [
             "localhost",
             "localhost:8000",
@@ -380,6 +387,8 @@ mod tests {
             "[::1]",
             "Halsup.Example.Org:80",
             "10.0.0.1",
+            "192.0.2.7:8000",
+            "[2001:db8::7]:8000",
         ] {
             assert!(shared.is_own_host(host), "{host}");
         }
@@ -393,6 +402,8 @@ mod tests {
             "localhost:8000x",
             "0.0.0.0",
             "10.0.0.2",
+            "192.0.2.8",
+            "[2001:db8::8]",
             "127.0.0.1.nip.io",
             "user@localhost",
             "localhost/",

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use halsup::protocol::secret::secret;
 use sha2::{Digest as _, Sha256};
 
 /// How long a ticket is good.
@@ -15,8 +16,6 @@ pub(crate) const LIFE: Duration = Duration::from_secs(30);
 const TICKETS_MAX: usize = 1_024;
 /// How many of them of one token.
 const OF_ONE_MAX: usize = 32;
-/// Random bytes in a ticket.
-const SECRET_BYTES: usize = 32;
 
 type Digest = [u8; 32];
 
@@ -54,7 +53,7 @@ impl Tickets {
     /// # Errors
     /// [`TicketError`].
     pub(crate) fn issue(&self, token: &str, path: &str) -> Result<String, TicketError> {
-        let secret = secret()?;
+        let secret = secret().map_err(|_errno| TicketError::NoSecret)?;
         let digest = digest(&secret);
         let mut held = self.held();
         let own = held.values().filter(|holder| holder.token == token).count();
@@ -85,19 +84,6 @@ impl Tickets {
 
 fn digest(ticket: &str) -> Digest {
     Sha256::digest(ticket.as_bytes()).into()
-}
-
-fn secret() -> Result<String, TicketError> {
-    let mut secret = [0; SECRET_BYTES];
-    let mut filled = 0;
-    while let Some(rest) = secret.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => filled += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_errno) => return Err(TicketError::NoSecret),
-        }
-    }
-    Ok(secret.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

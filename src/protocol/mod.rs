@@ -11,6 +11,7 @@ pub mod escape;
 pub mod init;
 pub mod json;
 pub mod notify;
+pub mod secret;
 pub mod service;
 pub mod varlink;
 pub mod verbatim;

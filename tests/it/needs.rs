@@ -45,6 +45,10 @@ pub(crate) enum Need<'a> {
     VarlinkPython,
     /// An interpreter with the package `grpcio`, which `HALSUP_TEST_GRPC_PYTHON` names.
     GrpcPython,
+    /// An interpreter with the package `schemathesis`, which `HALSUP_TEST_SCHEMATHESIS_PYTHON` names.
+    SchemathesisPython,
+    /// An address of this host that is not of loopback.
+    OwnAddress,
     /// A Docker daemon that answers, and the image that `HALSUP_TEST_IMAGE` names.
     Docker,
     /// A wall clock that may be set: a machine of its own, as `HALSUP_TEST_CLOCK` says.
@@ -74,6 +78,8 @@ impl fmt::Display for Need<'_> {
             Self::Program(name) => write!(f, "program:{name}"),
             Self::VarlinkPython => f.write_str("varlink-python"),
             Self::GrpcPython => f.write_str("grpc-python"),
+            Self::SchemathesisPython => f.write_str("schemathesis-python"),
+            Self::OwnAddress => f.write_str("own-address"),
             Self::Docker => f.write_str("docker"),
             Self::WallClock => f.write_str("wall-clock"),
             Self::Descriptors(count) => write!(f, "descriptors:{count}"),
@@ -98,6 +104,8 @@ impl<'a> Need<'a> {
             _ if word.starts_with("program:") => Self::Program(word.split_once(':')?.1),
             "varlink-python" => Self::VarlinkPython,
             "grpc-python" => Self::GrpcPython,
+            "schemathesis-python" => Self::SchemathesisPython,
+            "own-address" => Self::OwnAddress,
             "docker" => Self::Docker,
             "systemd" => Self::Systemd,
             _ if word.starts_with("systemd:") => Self::SystemdSince(word.split_once(':')?.1.parse().ok()?),
@@ -139,6 +147,10 @@ impl<'a> Need<'a> {
                 .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).is_file())),
             Self::VarlinkPython => varlink_python().is_some_and(|python| succeeds(&python, &["-c", "import varlink"])),
             Self::GrpcPython => grpc_python().is_some_and(|python| succeeds(&python, &["-c", "import grpc"])),
+            Self::SchemathesisPython => {
+                schemathesis_python().is_some_and(|python| succeeds(&python, &["-c", "import schemathesis"]))
+            }
+            Self::OwnAddress => own_address().is_some(),
             Self::Docker => test_image().is_some() && succeeds("docker", &["version"]),
             Self::Systemd => {
                 let first = fs::read_to_string("/proc/1/comm");
@@ -162,6 +174,19 @@ pub(crate) fn varlink_python() -> Option<String> {
 /// The interpreter that has the package `grpcio`.
 pub(crate) fn grpc_python() -> Option<String> {
     std::env::var("HALSUP_TEST_GRPC_PYTHON").ok().filter(|path| !path.is_empty())
+}
+
+/// The interpreter that has the package `schemathesis`.
+pub(crate) fn schemathesis_python() -> Option<String> {
+    std::env::var("HALSUP_TEST_SCHEMATHESIS_PYTHON").ok().filter(|path| !path.is_empty())
+}
+
+/// The address from which this host would speak to others.
+pub(crate) fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: it only has the kernel choose.
+    socket.connect("192.0.2.254:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
 }
 
 /// The archive of the image under test, which `container/build` made.
@@ -253,6 +278,8 @@ fn a_list_of_needs_is_read_back_as_written() {
         Need::Program("vim"),
         Need::VarlinkPython,
         Need::GrpcPython,
+        Need::SchemathesisPython,
+        Need::OwnAddress,
         Need::Docker,
         Need::WallClock,
         Need::Descriptors(12_000),

@@ -68,7 +68,7 @@ fn calls(worker: &str) -> Vec<Value> {
         all.push((method.into(), json!({})));
     }
     all.push(("Events".into(), json!({ "last": 1000 })));
-    for method in ["List", "Sessions"] {
+    for method in ["List", "Sessions", "Events"] {
         all.push((method.into(), json!({ "pool": "work" })));
     }
     for method in ["Inspect", "Stats", "Certificates", "Watch"] {

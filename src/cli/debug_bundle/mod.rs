@@ -124,7 +124,10 @@ impl Bundle {
             ("workers.json", Request::List(ListRequest { pool: None })),
             ("stats.json", Request::Stats(StatsRequest { target: None })),
             ("volumes.json", Request::ListVolumes(ListVolumesRequest { name: None, usage: Some(true) })),
-            ("events.json", Request::Events(EventsRequest { last: Some(LAST_MAX), follow: None, telemetry: None })),
+            (
+                "events.json",
+                Request::Events(EventsRequest { last: Some(LAST_MAX), follow: None, telemetry: None, pool: None }),
+            ),
             ("ends.json", Request::Certificates(CertificatesRequest { target: None, last: Some(LAST_MAX) })),
             (DOCTOR, Request::Doctor(NoParameters {})),
         ];

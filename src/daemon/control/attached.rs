@@ -290,7 +290,7 @@ impl Daemon {
         };
         let number_of = |view: WorkerView| Some((view.worker, self.terminal_of(view.worker, MAIN)?));
         // A session of somebody else's is none of all of them.
-        let own = self.views(target).filter(|view| self.may_touch(view.worker, asked.by.uid));
+        let own = self.views(target).filter(|view| self.may_touch(view.worker, asked.by));
         let found: Vec<_> = own.filter_map(number_of).collect();
         if found.is_empty() {
             return self.no_terminal(&request.target).into();

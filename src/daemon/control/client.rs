@@ -19,7 +19,7 @@ use super::roles::Principal;
 use super::running::Piped;
 use super::waiting::Awaited;
 use crate::daemon::clock;
-use crate::daemon::events::Cursor;
+use crate::daemon::events::{Cursor, EventReader};
 use crate::daemon::sources::Sources;
 use crate::daemon::tasks::Following;
 use crate::daemon::telemetry::Ticket;
@@ -56,7 +56,7 @@ pub(in crate::daemon) enum Task {
     /// The rest of a long answer, piece by piece as it is read.
     Pieces(Pieces),
     /// Events as they happen, until it says something else.
-    Events(Cursor),
+    Events(EventReader),
     /// The same of telemetry.
     Telemetry(Cursor, Ticket),
     /// Lines as they are written, until it says something else.

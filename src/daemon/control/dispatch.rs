@@ -131,7 +131,7 @@ impl Daemon {
                 self.audit_refusal((asked.by.uid, asked.by.pid), method, "role");
                 Outcome::Reply(ServiceError::PermissionDenied {}.to_reply())
             }
-            Ok(request) if !self.is_web_admin(asked.by) && self.is_foreign(asked.by.viewer(), &request) => {
+            Ok(request) if !self.is_web_admin(asked.by) && self.is_foreign(asked.by, &request) => {
                 let method = request.method().1;
                 let whose = match method {
                     "ReplyTool" => "somebody else's call",
@@ -277,11 +277,10 @@ impl Daemon {
             return Outcome::Begin(Reply::piece(&EventsReply::default()), Task::Telemetry(cursor, ticket));
         }
         let last = usize::try_from(request.last()).unwrap_or(usize::MAX);
-        let mut cursor = self.events.before_last(last);
-        let reply = self.events.read(&mut cursor, last);
+        let (reply, reader) = self.events.last(last, request.pool.clone());
         if request.follow == Some(true) {
             // Said even if it is empty: from now on nothing is missed.
-            return Outcome::Begin(Reply::piece(&reply), Task::Events(cursor));
+            return Outcome::Begin(Reply::piece(&reply), Task::Events(reader));
         }
         Outcome::Reply(Reply::last(&reply))
     }

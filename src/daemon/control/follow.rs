@@ -185,7 +185,7 @@ impl Daemon {
                 Task::Import(import, Some(told)) => self.has_read_more(*import, *told),
                 Task::Await(awaited) => self.may_be_there(awaited),
                 Task::Pieces(_) => true,
-                Task::Events(cursor) => self.events.has_news(*cursor),
+                Task::Events(reader) => self.events.has_news_for(reader),
                 Task::Telemetry(cursor, _) => self.telemetry.has_news(*cursor),
                 Task::Logs(follower) => follower.has_lines(),
                 Task::Story(following) => self.has_news_of_task(following),
@@ -214,9 +214,13 @@ impl Daemon {
                 next
             }
             Task::Await(awaited) => self.look_at_wait(client, awaited),
-            Task::Events(mut cursor) => {
-                client.say(&Reply::piece(&self.events.read(&mut cursor, PIECE_EVENTS_MAX)), now);
-                Task::Events(cursor)
+            Task::Events(mut reader) => {
+                let reply = self.events.read_on(&mut reader, PIECE_EVENTS_MAX);
+                // All that happened may be of other pools than of this reader's.
+                if !reply.events.is_empty() || reply.missed > 0 {
+                    client.say(&Reply::piece(&reply), now);
+                }
+                Task::Events(reader)
             }
             Task::Telemetry(mut cursor, ticket) => {
                 client.say(&Reply::piece(&self.telemetry.read(&mut cursor, PIECE_EVENTS_MAX)), now);

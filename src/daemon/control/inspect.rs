@@ -5,6 +5,7 @@ use super::super::pool::Pool;
 use super::super::state::Daemon;
 use super::dispatch::{Asked, Outcome};
 use super::pieces::What;
+use super::roles::Principal;
 use crate::engine::WorkerView;
 use crate::host::cgroup::{Availability, Missing, WantedLimit, wanted_limits};
 use crate::protocol::control::{Inspection, LimitInfo, Target};
@@ -20,11 +21,11 @@ impl Daemon {
     }
 
     /// All of one worker, for this user. One that is `alone` in its answer has more certificates.
-    pub(super) fn inspection(&self, view: &WorkerView, alone: bool, uid: u32) -> Option<Inspection> {
+    pub(super) fn inspection(&self, view: &WorkerView, alone: bool, by: Principal) -> Option<Inspection> {
         let pool = self.pools.get(&view.worker.pool)?;
         let spec = &pool.spec;
         let live = self.live_of(view);
-        let worker = self.worker_for(uid, self.worker_info(view));
+        let worker = self.worker_for(by, self.worker_info(view));
         let certificates = if alone { CERTIFICATES_ALONE_MAX } else { CERTIFICATES_EACH_MAX };
         let own = worker.name.parse::<Target>().ok();
         let log = self.spec.state_dir.join("logs/workers").join(format!("{}.log", worker.name)).display().to_string();
@@ -39,7 +40,7 @@ impl Daemon {
             listen: spec.listen.iter().map(listen).collect(),
             stdout_path: Some(log.clone()),
             stderr_path: Some(log),
-            certificates: self.latest(own.as_ref(), certificates, None, uid),
+            certificates: self.latest(own.as_ref(), certificates, None, by),
             worker,
         })
     }

@@ -10,6 +10,7 @@ use super::super::state::Daemon;
 use super::client::Task;
 use super::dispatch::{Asked, Outcome};
 use super::follow::LogFollower;
+use super::roles::Principal;
 use crate::engine::{SessionId, Target as EngineTarget, TaskId, WorkerView};
 use crate::host::logfile::read_last_lines;
 use crate::protocol::control::{
@@ -39,13 +40,13 @@ pub(in crate::daemon) enum What {
 #[derive(Debug)]
 pub(in crate::daemon) enum Pieces {
     /// Of workers behind `after`, for this user.
-    Workers { what: What, target: EngineTarget, after: Option<WorkerId>, uid: u32 },
+    Workers { what: What, target: EngineTarget, after: Option<WorkerId>, by: Principal },
     /// The next `left` certificates, older than that of the generation `after`, for this user.
-    Certificates { target: Option<Target>, left: usize, after: Option<u64>, uid: u32 },
+    Certificates { target: Option<Target>, left: usize, after: Option<u64>, by: Principal },
     /// Sessions of requests behind `after`.
     CallSessions { pool: Option<PoolId>, after: Option<SessionId> },
     /// Tasks behind `after`, for this user.
-    Tasks { after: Option<TaskId>, uid: u32 },
+    Tasks { after: Option<TaskId>, by: Principal },
     /// The last lines of workers behind `after`; then, with a follower, all further ones.
     Logs { target: EngineTarget, lines: usize, after: Option<WorkerId>, follower: Option<LogFollower> },
 }
@@ -106,18 +107,16 @@ impl Daemon {
         match self.resolve(target) {
             Err(error) => error.into(),
             Ok(target) if asked.more => {
-                Outcome::Wait(Task::Pieces(Pieces::Workers { what, target, after: None, uid: asked.by.viewer() }))
+                Outcome::Wait(Task::Pieces(Pieces::Workers { what, target, after: None, by: asked.by }))
             }
-            Ok(target) => {
-                Outcome::Reply(self.workers_reply(what, &self.views(target).collect::<Vec<_>>(), asked.by.viewer()))
-            }
+            Ok(target) => Outcome::Reply(self.workers_reply(what, &self.views(target).collect::<Vec<_>>(), asked.by)),
         }
     }
 
-    fn workers_reply(&self, what: What, views: &[WorkerView], uid: u32) -> Reply {
+    fn workers_reply(&self, what: What, views: &[WorkerView], by: Principal) -> Reply {
         match what {
             What::Info => {
-                let told = views.iter().map(|view| self.worker_for(uid, self.worker_info(view)));
+                let told = views.iter().map(|view| self.worker_for(by, self.worker_info(view)));
                 Reply::last(&ListReply { workers: told.collect() })
             }
             What::Stats => {
@@ -125,7 +124,7 @@ impl Daemon {
             }
             What::Inspection => {
                 let alone = views.len() == 1;
-                let told = views.iter().filter_map(|view| self.inspection(view, alone, uid));
+                let told = views.iter().filter_map(|view| self.inspection(view, alone, by));
                 Reply::last(&InspectReply { workers: told.collect() })
             }
         }
@@ -142,10 +141,10 @@ impl Daemon {
             return error.into();
         }
         if asked.more {
-            let uid = asked.by.viewer();
-            return Outcome::Wait(Task::Pieces(Pieces::Certificates { target, left, after: None, uid }));
+            let by = asked.by;
+            return Outcome::Wait(Task::Pieces(Pieces::Certificates { target, left, after: None, by }));
         }
-        let certificates = self.latest(target.as_ref(), left, None, asked.by.viewer());
+        let certificates = self.latest(target.as_ref(), left, None, asked.by);
         Outcome::Reply(Reply::last(&CertificatesReply { certificates }))
     }
 
@@ -155,14 +154,14 @@ impl Daemon {
         target: Option<&Target>,
         count: usize,
         after: Option<u64>,
-        uid: u32,
+        by: Principal,
     ) -> Vec<DeathCertificate> {
         let mut newest_first = self.certificates.iter().rev();
         if let Some(after) = after {
             newest_first.find(|certificate| certificate.generation == after);
         }
         let named = newest_first.filter(|one| target.is_none_or(|target| names(target, &one.worker)));
-        named.take(count).map(|certificate| self.certificate_for(uid, certificate)).collect()
+        named.take(count).map(|certificate| self.certificate_for(by, certificate)).collect()
     }
 
     pub(super) fn told_logs(&mut self, asked: Asked, request: &LogsRequest) -> Outcome {
@@ -218,30 +217,30 @@ impl Daemon {
     /// The next piece, and what its client waits for then.
     pub(super) fn next_piece(&mut self, pieces: Pieces) -> (Reply, Task) {
         match pieces {
-            Pieces::Workers { what, target, after, uid } => self.workers_piece(what, target, after, uid),
-            Pieces::Certificates { target, left, after, uid } => {
+            Pieces::Workers { what, target, after, by } => self.workers_piece(what, target, after, by),
+            Pieces::Certificates { target, left, after, by } => {
                 let now = left.min(PIECE_CERTIFICATES_MAX);
-                let mut certificates = self.latest(target.as_ref(), now.saturating_add(1), after, uid);
+                let mut certificates = self.latest(target.as_ref(), now.saturating_add(1), after, by);
                 let more = certificates.len() > now && left > now;
                 certificates.truncate(now);
                 let after = certificates.last().map(|certificate| certificate.generation);
                 let reply = Reply::last(&CertificatesReply { certificates });
-                go_on(reply, more.then_some(Pieces::Certificates { target, left: left - now, after, uid }))
+                go_on(reply, more.then_some(Pieces::Certificates { target, left: left - now, after, by }))
             }
             Pieces::CallSessions { pool, after } => {
                 let (reply, after) = self.sessions_piece(pool, after);
                 let next = after.map(|after| Pieces::CallSessions { pool, after: Some(after) });
                 go_on(Reply::last(&reply), next)
             }
-            Pieces::Tasks { after, uid } => {
-                let (reply, after) = self.tasks_piece(after, uid);
-                go_on(Reply::last(&reply), after.map(|after| Pieces::Tasks { after: Some(after), uid }))
+            Pieces::Tasks { after, by } => {
+                let (reply, after) = self.tasks_piece(after, by);
+                go_on(Reply::last(&reply), after.map(|after| Pieces::Tasks { after: Some(after), by }))
             }
             Pieces::Logs { target, lines, after, follower } => self.logs_piece(target, lines, after, follower),
         }
     }
 
-    fn workers_piece(&self, what: What, target: EngineTarget, after: Option<WorkerId>, uid: u32) -> (Reply, Task) {
+    fn workers_piece(&self, what: What, target: EngineTarget, after: Option<WorkerId>, by: Principal) -> (Reply, Task) {
         let max = match what {
             What::Info | What::Stats => PIECE_WORKERS_MAX,
             What::Inspection => PIECE_CERTIFICATES_MAX,
@@ -250,8 +249,8 @@ impl Daemon {
         let more = views.len() > max;
         views.truncate(max);
         let after = views.last().map(|view| view.worker);
-        let reply = self.workers_reply(what, &views, uid);
-        go_on(reply, more.then_some(Pieces::Workers { what, target, after, uid }))
+        let reply = self.workers_reply(what, &views, by);
+        go_on(reply, more.then_some(Pieces::Workers { what, target, after, by }))
     }
 
     fn views_behind(&self, target: EngineTarget, after: Option<WorkerId>) -> impl Iterator<Item = WorkerView> {

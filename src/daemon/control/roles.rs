@@ -175,12 +175,15 @@ mod tests {
             Object::Every => "all",
         };
         let parameters = match (method, object) {
-            ("List" | "Sessions" | "ListSessions" | "PoolStats" | "WaitPool", Object::Web | Object::Api) => {
+            ("List" | "Sessions" | "ListSessions" | "PoolStats" | "WaitPool" | "Events", Object::Web | Object::Api) => {
                 serde_json::json!({ "pool": target })
             }
             ("RequestStatus", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "request": "x" }),
             ("RequestStatus", Object::Every) => serde_json::json!({ "request": "x" }),
-            ("List" | "Sessions" | "ListSessions" | "RequestStatus" | "PoolStats" | "WaitPool", Object::OneOfWeb) => {
+            (
+                "List" | "Sessions" | "ListSessions" | "RequestStatus" | "PoolStats" | "WaitPool" | "Events",
+                Object::OneOfWeb,
+            ) => {
                 return None;
             }
             ("Scale", Object::Web | Object::Api) => serde_json::json!({ "pool": target, "count": 1 }),
@@ -266,8 +269,8 @@ mod tests {
         }
         assert_eq!(
             seen,
-            12 * (33 + 15 * 4 + 6 * 3 + 11 * 2),
-            "thirty-three of the daemon, fifteen of any target, six lists, eleven of a pool"
+            12 * (32 + 15 * 4 + 7 * 3 + 11 * 2),
+            "thirty-two of the daemon, fifteen of any target, seven lists, eleven of a pool"
         );
     }
 

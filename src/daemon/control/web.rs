@@ -5,6 +5,7 @@
 use super::client::Client;
 use super::dispatch::Outcome;
 use super::roles::{self, Principal, WEB_UID, Web};
+use crate::daemon::clock;
 use crate::daemon::state::Daemon;
 use crate::protocol::control::{Error, IdentifyReply, IdentifyRequest, Request, role_word};
 use crate::protocol::service::ServiceError;
@@ -65,6 +66,7 @@ impl Daemon {
             },
             role: role_word(grant.role).to_owned(),
             pool: grant.pool.as_ref().map(ToString::to_string),
+            started: clock::rfc3339(self.started_wall),
         }))
     }
 }

@@ -2,7 +2,8 @@
 //! told it; everybody else that may look at its pool is told the rest.
 
 use super::super::state::Daemon;
-use super::roles::NOBODY_UID;
+use super::super::tasks::task_of_session;
+use super::roles::{NOBODY_UID, Principal, WEB_UID, Web};
 use crate::protocol::control::{
     DeathCertificate, FollowTaskRequest, InspectTaskRequest, LogsRequest, Object, ReleaseRequest, Request, Target,
     TaskRequest, WorkerInfo,
@@ -21,25 +22,50 @@ impl Daemon {
     }
 
     /// Whether a caller may do something with a session: it is its own, or it may do everything.
-    pub(in crate::daemon) fn may_touch(&self, worker: WorkerId, uid: u32) -> bool {
-        self.sees(uid, self.sessions.of(worker).map(|session| session.owner))
+    pub(in crate::daemon) fn may_touch(&self, worker: WorkerId, by: Principal) -> bool {
+        let session = self.sessions.of(worker);
+        self.sees_session(by, session.map(|session| session.owner), session.map(|session| session.name.as_str()))
+    }
+
+    /// Whether a caller sees what is `owner`'s alone and of this session. All who come by HTTP are one user: what they have
+    /// there is a task, and that is the token's that asked for it.
+    fn sees_session(&self, by: Principal, owner: Option<u32>, session: Option<&str>) -> bool {
+        let of_own_task = || session.and_then(task_of_session).is_some_and(|task| self.sees_task(by, task));
+        let is_of_web = by.web.is_some() && owner == Some(WEB_UID);
+        self.sees(by.viewer(), owner) && (!is_of_web || self.is_web_admin(by) || of_own_task())
+    }
+
+    /// Whether a caller sees what is asked of a task and comes of it: whoever asked for it, by HTTP whoever shows a token of
+    /// the same name; and who may do everything. None sees one that is not there.
+    pub(in crate::daemon) fn sees_task(&self, by: Principal, task: &str) -> bool {
+        let Some((owner, token)) = self.tasks.owner(task) else { return false };
+        match by.web {
+            None => self.sees(by.uid, Some(owner)),
+            Some(Web::Nobody) => false,
+            Some(Web::Token(number)) => {
+                let is_own = || owner == WEB_UID && token.is_some() && self.token_name(number).as_deref() == token;
+                self.is_web_admin(by) || is_own()
+            }
+        }
     }
 
     /// Whether a request would look into a session of somebody else's, or do something to it.
-    pub(super) fn is_foreign(&self, uid: u32, request: &Request) -> bool {
+    pub(super) fn is_foreign(&self, by: Principal, request: &Request) -> bool {
+        let uid = by.viewer();
         if let Request::ReplyTool(reply) = request {
             return self.server_of(&reply.call).is_some_and(|owner| !self.sees(uid, Some(owner)));
         }
         if let Request::Logs(LogsRequest { session: Some(name), .. })
         | Request::Release(ReleaseRequest { session: Some(name), .. }) = request
         {
-            return self.kept.get(name).is_some_and(|kept| !self.sees(uid, Some(kept.session.owner)));
+            let is_foreign = |owner| !self.sees_session(by, Some(owner), Some(name.as_str()));
+            return self.kept.get(name).is_some_and(|kept| is_foreign(kept.session.owner));
         }
         if let Request::InspectTask(InspectTaskRequest { task, .. })
         | Request::CancelTask(TaskRequest { task })
         | Request::FollowTask(FollowTaskRequest { task, .. }) = request
         {
-            return self.tasks.owner(task).is_some_and(|owner| !self.sees(uid, Some(owner)));
+            return self.tasks.owner(task).is_some() && !self.sees_task(by, task);
         }
         let Object::Workers(target) = request.object() else { return false };
         // Of several, it reaches those that it may.
@@ -52,7 +78,7 @@ impl Daemon {
         // A log goes on from session to session: where nobody has the worker, it is that of those who had it.
         let is_log = matches!(request, Request::Logs(_));
         let is_foreign = |worker: WorkerId| {
-            !self.may_touch(worker, uid)
+            !self.may_touch(worker, by)
                 || is_log && self.sessions.of(worker).is_none() && self.keeps_of_others(worker, uid)
         };
         // One that does not exist is nobody's.
@@ -66,17 +92,20 @@ impl Daemon {
     }
 
     /// A certificate as this user is told it.
-    pub(super) fn certificate_for(&self, uid: u32, certificate: &DeathCertificate) -> DeathCertificate {
+    pub(super) fn certificate_for(&self, by: Principal, certificate: &DeathCertificate) -> DeathCertificate {
         let mut told = certificate.clone();
-        if uid == NOBODY_UID || !self.sees(uid, certificate.owner) {
+        let sees = self.sees_session(by, certificate.owner, certificate.session.as_deref());
+        if by.viewer() == NOBODY_UID || !sees {
             told.last_output.clear();
         }
         told
     }
 
     /// A worker as this user is told it.
-    pub(super) fn worker_for(&self, uid: u32, mut told: WorkerInfo) -> WorkerInfo {
-        if let Some(session) = told.session.as_mut().filter(|session| !self.sees(uid, Some(session.owner))) {
+    pub(super) fn worker_for(&self, by: Principal, mut told: WorkerInfo) -> WorkerInfo {
+        if let Some(session) =
+            told.session.as_mut().filter(|one| !self.sees_session(by, Some(one.owner), Some(one.name.as_str())))
+        {
             session.command.clear();
             session.labels.clear();
             told.status_text = None;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::birth::chain;
-use super::super::control::{Asked, Outcome, Task as Waiting};
+use super::super::control::{Asked, Outcome, Task as Waiting, Web};
 use super::super::state::Daemon;
 use super::story::Story;
 use super::{KeptTask, Task, session_name};
@@ -66,8 +66,15 @@ impl Daemon {
         self.record_order(asked, EventKind::Order, format!("run task {name}"));
         self.tasks.last += 1;
         let id = TaskId(self.tasks.last);
-        let estimate = estimated_duration(&request.prompt);
+        // A task of the stub takes as long as it is thought to, and nothing can be learned from that.
+        let plain = estimated_duration(&request.prompt);
+        let is_stub = self.engine.tasks().is_some_and(|view| view.executor == TaskExecutor::Stub);
+        let estimate = if is_stub { plain } else { self.tasks.learned.estimate(&request.prompt) };
         let mut kept = KeptTask::new(id.0, asked.by.uid, request.prompt, timeout, estimate);
+        kept.token = match asked.by.web {
+            Some(Web::Token(number)) => self.token_name(number),
+            Some(Web::Nobody) | None => None,
+        };
         (kept.worker_id, kept.metadata) = (request.worker_id, request.metadata);
         kept.priority = request.priority.unwrap_or(kept.priority);
         let task = Task {

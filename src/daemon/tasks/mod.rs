@@ -1,11 +1,12 @@
 //! Tasks: a prompt, typed into a program under a terminal in a worker, and what comes of it.
 //!
 //! The engine decides who waits and who runs; a worker is claimed for each as for anybody who claims one, and a task is a
-//! session while it runs. Here are its words and its output. `accept.rs` takes what clients ask, `run.rs` has it run and
-//! hears of its end, `typing.rs` types and listens, `story.rs` is what happened to it, `record.rs` what outlives the daemon,
-//! `told.rs` what is told. Bounded by what the engine lets wait, run and be known.
+//! session while it runs. Here are its words and its output. `accept.rs` takes what clients ask, `estimate.rs` says how
+//! long that may take, `run.rs` has it run and hears of its end, `typing.rs` types and listens, `story.rs` is what happened
+//! to it, `record.rs` what outlives the daemon, `told.rs` what is told. Bounded by what the engine lets wait, run and be known.
 
 mod accept;
+mod estimate;
 mod record;
 mod run;
 mod story;
@@ -14,6 +15,7 @@ mod typing;
 
 use std::collections::BTreeMap;
 
+use self::estimate::Learned;
 pub(in crate::daemon) use self::record::{KeptTask, PastTasks, TasksRecord, task_key};
 use self::story::Story;
 pub(in crate::daemon) use self::told::Following;
@@ -58,6 +60,11 @@ fn session_name(task: &str) -> String {
     format!("{SESSION_PREFIX}{task}")
 }
 
+/// The task whose session is called so, if it is a task's.
+pub(in crate::daemon) fn task_of_session(session: &str) -> Option<&str> {
+    session.strip_prefix(SESSION_PREFIX)
+}
+
 /// All tasks.
 #[derive(Debug)]
 pub(in crate::daemon) struct Tasks {
@@ -70,11 +77,12 @@ pub(in crate::daemon) struct Tasks {
     past: Option<PastTasks>,
     /// When the last one was over.
     last_ended_msec: Option<u64>,
+    learned: Learned,
 }
 
 impl Tasks {
     /// All that an earlier daemon has left, and the tasks that are configured.
-    pub(in crate::daemon) const fn new(spec: Option<TasksSpec>, past: PastTasks) -> Self {
+    pub(in crate::daemon) fn new(spec: Option<TasksSpec>, past: PastTasks) -> Self {
         Self {
             spec,
             known: BTreeMap::new(),
@@ -83,6 +91,7 @@ impl Tasks {
             last: 0,
             past: Some(past),
             last_ended_msec: None,
+            learned: Learned::default(),
         }
     }
 
@@ -91,9 +100,9 @@ impl Tasks {
         Some((id, self.known.get(&id)?))
     }
 
-    /// Whose a task is.
-    pub(in crate::daemon) fn owner(&self, name: &str) -> Option<u32> {
-        self.find(name).map(|(_, task)| task.kept.owner)
+    /// Whose a task is: the user's, and of those who come by HTTP the token's of this name.
+    pub(in crate::daemon) fn owner(&self, name: &str) -> Option<(u32, Option<&str>)> {
+        self.find(name).map(|(_, task)| (task.kept.owner, task.kept.token.as_deref()))
     }
 
     fn remove(&mut self, id: TaskId) -> Option<Task> {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::super::clock;
 use super::super::log::best_effort;
 use super::super::state::Daemon;
+use super::estimate::Learned;
 use super::story::{Happened, Mark, Story};
 use super::{Task, session_name};
 use crate::engine::{Input, TaskDemand, TaskEnd, TaskFate, TaskId, TaskInput, TaskRecord, TaskStage, TaskTotals};
@@ -26,6 +27,9 @@ pub(in crate::daemon) struct KeptTask {
     pub(super) number: u64,
     pub(super) prompt: String,
     pub(super) owner: u32,
+    /// The token with which it was asked for, by its name, if that was by HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) token: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) worker_id: Option<String>,
     pub(super) priority: u8,
@@ -69,6 +73,7 @@ impl KeptTask {
             number,
             prompt,
             owner,
+            token: None,
             worker_id: None,
             priority: crate::protocol::control::TASK_PRIORITY_DEFAULT,
             metadata: None,
@@ -93,6 +98,15 @@ impl KeptTask {
         TaskDemand { timeout, estimate }
     }
 
+    /// How long its program ran, if that has ended by itself: what somebody has ended, and what runs nowhere, says nothing
+    /// of others. A wall clock that was set meanwhile is no reason to think that it took longer than it may.
+    fn took_ms(&self) -> Option<u64> {
+        let TaskStage::Over { end: TaskEnd::Completed | TaskEnd::Failed } = self.record.stage else { return None };
+        let is_program = self.executor.as_deref() == Some(TaskExecutor::Pty.name()) && self.exit.is_some();
+        let (began, ended) = self.began_msec.zip(self.ended_msec).filter(|_| is_program)?;
+        Some(ended.checked_sub(began)?.min(self.timeout_ms))
+    }
+
     /// How far it is, in a word.
     pub(super) const fn state(&self) -> TaskState {
         state_of(self.record.stage)
@@ -109,6 +123,8 @@ pub(in crate::daemon) struct TasksRecord {
     switched: Option<(String, String)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_ended_msec: Option<u64>,
+    #[serde(default)]
+    learned: Learned,
 }
 
 /// What an earlier daemon has left of tasks.
@@ -224,9 +240,13 @@ impl Daemon {
         let Some(task) = self.tasks.known.get_mut(&id) else { return };
         match record {
             Some(record) => {
+                let was_over = task.kept.state().is_over();
                 task.take_record(record, self.shared.task_dir.as_fd());
                 if task.kept.state().is_over() {
                     self.tasks.last_ended_msec = task.kept.ended_msec.max(self.tasks.last_ended_msec);
+                    if let Some(took_ms) = task.kept.took_ms().filter(|_| !was_over) {
+                        self.tasks.learned.add(took_ms);
+                    }
                 }
                 self.put_task(id);
             }
@@ -249,7 +269,8 @@ impl Daemon {
     ) {
         let named = |(to, from): (TaskExecutor, TaskExecutor)| (to.name().to_owned(), from.name().to_owned());
         let last_ended_msec = self.tasks.last_ended_msec;
-        let record = TasksRecord { totals, switched: switched.map(named), last_ended_msec };
+        let learned = self.tasks.learned;
+        let record = TasksRecord { totals, switched: switched.map(named), last_ended_msec, learned };
         if record != TasksRecord::default() {
             self.persist.keep_tasks(&record);
         }
@@ -260,6 +281,7 @@ impl Daemon {
     pub(in crate::daemon) fn restore_tasks(&mut self) {
         let Some(past) = self.tasks.past.take() else { return };
         self.tasks.last_ended_msec = past.all.last_ended_msec;
+        self.tasks.learned = past.all.learned;
         let switched = past.all.switched.map(|(to, from)| (executor_of(&to), executor_of(&from)));
         self.inputs.push(Input::Task(TaskInput::TotalsRestored(past.all.totals, switched)));
         let bytes_max = self.tasks.spec.as_ref().map_or(0, |spec| spec.output_bytes_max);

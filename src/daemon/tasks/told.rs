@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use super::super::clock;
-use super::super::control::{Asked, Outcome, Pieces, Task as Waiting};
+use super::super::control::{Asked, Outcome, Pieces, Principal, Task as Waiting};
 use super::super::state::Daemon;
 use super::Task;
 use super::accept::{missing, none_here};
@@ -32,25 +32,29 @@ impl Daemon {
     /// The tasks, as this user is told them.
     pub(in crate::daemon) fn list_tasks(&self, asked: Asked) -> Outcome {
         if asked.more {
-            return Outcome::Wait(Waiting::Pieces(Pieces::Tasks { after: None, uid: asked.by.viewer() }));
+            return Outcome::Wait(Waiting::Pieces(Pieces::Tasks { after: None, by: asked.by }));
         }
-        let tasks = self.tasks.known.values().map(|task| self.told_task(task, asked.by.viewer())).collect();
+        let tasks = self.tasks.known.values().map(|task| self.told_task(task, asked.by)).collect();
         Outcome::Reply(Reply::last(&ListTasksReply { tasks }))
     }
 
     /// The next of them, and behind which the rest comes if there is any.
-    pub(in crate::daemon) fn tasks_piece(&self, after: Option<TaskId>, uid: u32) -> (ListTasksReply, Option<TaskId>) {
+    pub(in crate::daemon) fn tasks_piece(
+        &self,
+        after: Option<TaskId>,
+        by: Principal,
+    ) -> (ListTasksReply, Option<TaskId>) {
         let first = after.map_or(TaskId(0), |after| TaskId(after.0 + 1));
         let mut rest = self.tasks.known.range(first..);
         let piece: Vec<(&TaskId, &Task)> = rest.by_ref().take(PIECE_TASKS_MAX).collect();
         let after = piece.last().map(|(id, _)| **id).filter(|_| rest.next().is_some());
-        (ListTasksReply { tasks: piece.iter().map(|(_, task)| self.told_task(task, uid)).collect() }, after)
+        (ListTasksReply { tasks: piece.iter().map(|(_, task)| self.told_task(task, by)).collect() }, after)
     }
 
     /// A line of a list.
-    fn told_task(&self, task: &Task, uid: u32) -> TaskInfo {
+    fn told_task(&self, task: &Task, by: Principal) -> TaskInfo {
         let mut told = info(task);
-        if self.sees(uid, Some(told.owner)) {
+        if self.sees_task(by, &task.name) {
             told.prompt = told.prompt.chars().take(TASK_PROMPT_CHARS_LISTED).collect();
         } else {
             told.prompt.clear();

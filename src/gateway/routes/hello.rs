@@ -12,7 +12,13 @@ use crate::clock;
 use crate::guard::Shown;
 use crate::serve::Shared;
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version that is told.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What can be run.
+pub(crate) const COMMANDS: [&str; 1] = ["claude-code"];
+/// What it can do.
+pub(crate) const CAPABILITIES: [&str; 4] = ["claude-code", "pty", "sse", "cancel"];
 
 /// Says who answers, and how busy they are.
 pub(crate) async fn hello(State(shared): State<Shared>, Extension(shown): Extension<Shown>) -> Response {
@@ -26,7 +32,7 @@ pub(crate) async fn hello(State(shared): State<Shared>, Extension(shown): Extens
 }
 
 /// What of its states the worker is in: it takes tasks also while it is busy, as long as there is room for them to wait.
-fn word(shared: &Shared, daemon: &StatusReply, tasks: &TaskStatusReply) -> &'static str {
+pub(crate) fn word(shared: &Shared, daemon: &StatusReply, tasks: &TaskStatusReply) -> &'static str {
     if daemon.state != DaemonState::Running || shared.is_draining() {
         "offline"
     } else if tasks.max_concurrent > 0 && tasks.running >= tasks.max_concurrent {
@@ -60,9 +66,9 @@ fn told(shared: &Shared, daemon: &StatusReply, tasks: &TaskStatusReply) -> Value
         "systemInfo": machine,
         "capabilities": {
             "maxConcurrentTasks": tasks.max_concurrent,
-            "supportedCommands": ["claude-code"],
+            "supportedCommands": COMMANDS,
             "environment": machine,
         },
-        "capabilityList": ["claude-code", "pty", "sse", "cancel"],
+        "capabilityList": CAPABILITIES,
     })
 }

@@ -3,24 +3,41 @@
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use halsup::protocol::control::{
     BreakerPosition, DaemonState, ListReply, ListRequest, NoParameters, PoolRequestStats, PoolStatsReply,
-    PoolStatsRequest, Request, StatsReply, StatsRequest, StatusReply, WorkerInfo, WorkerState, WorkerStats,
+    PoolStatsRequest, Request, StatsReply, StatsRequest, StatusReply, Target, WorkerInfo, WorkerState, WorkerStats,
 };
 
+use super::tasks::sent;
 use crate::answer::Refusal;
 use crate::guard::Shown;
+use crate::hub::pool_of;
 use crate::openmetrics::{CONTENT_TYPE, Exposition, Kind, seconds};
 use crate::serve::Shared;
 
-/// `GET /metrics`.
-pub(crate) async fn metrics(State(shared): State<Shared>, Extension(shown): Extension<Shown>) -> Response {
+/// `GET /metrics`: as OpenMetrics, or as JSON for who asks for that and nothing else.
+pub(crate) async fn metrics(
+    State(shared): State<Shared>,
+    Extension(shown): Extension<Shown>,
+    headers: HeaderMap,
+) -> Response {
+    if wants_json(&headers) {
+        return sent(super::cluster::metrics(&shared, &shown).await);
+    }
     match told(&shared, &shown).await {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(refusal) => refusal.into_response(),
     }
+}
+
+/// Whether JSON is asked for, and no text beside it.
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|kinds| kinds.to_str().ok());
+    let kinds: Vec<&str> = accepted.flat_map(|kinds| kinds.split(',')).collect();
+    let essence = |kind: &str| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    !kinds.is_empty() && kinds.iter().all(|kind| essence(kind) == "application/json")
 }
 
 async fn told(shared: &Shared, shown: &Shown) -> Result<String, Refusal> {
@@ -33,19 +50,32 @@ async fn told(shared: &Shared, shown: &Shown) -> Result<String, Refusal> {
         return Err(linked.err().unwrap_or_else(Refusal::unauthorized));
     }
     text.family("halsup_up", Kind::Gauge, "Whether the daemon answers.").sample(&[], u8::from(linked.is_ok()));
-    if let Ok((mut link, _)) = linked {
-        let status: StatusReply = link.call(&Request::Status(NoParameters {})).await?;
-        let workers: ListReply = link.call(&Request::List(ListRequest { pool: None })).await?;
-        let requests: PoolStatsReply = link.call(&Request::PoolStats(PoolStatsRequest { pool: None })).await?;
-        let stats: StatsReply = link.call(&Request::Stats(StatsRequest { target: None })).await?;
-        daemon(&mut text, &status);
-        pools(&mut text, &status, &workers.workers);
+    // A token of one pool is told of that alone.
+    let mut is_of_all = true;
+    if let Ok((mut link, who)) = linked {
+        let pool = pool_of(&who);
+        is_of_all = pool.is_none();
+        let workers: ListReply = link.call(&Request::List(ListRequest { pool: pool.clone() })).await?;
+        let requests: PoolStatsReply = link.call(&Request::PoolStats(PoolStatsRequest { pool: pool.clone() })).await?;
+        let target = pool.clone().map(Target::Pool);
+        let stats: StatsReply = link.call(&Request::Stats(StatsRequest { target })).await?;
+        if let Some(pool) = &pool {
+            workers_by_state(&mut text, &[pool.as_str()], &workers.workers);
+        } else {
+            let status: StatusReply = link.call(&Request::Status(NoParameters {})).await?;
+            daemon(&mut text, &status);
+            let names: Vec<&str> = status.pools.iter().map(|pool| pool.name.as_str()).collect();
+            workers_by_state(&mut text, &names, &workers.workers);
+            pools(&mut text, &status);
+        }
         pool_requests(&mut text, &requests.pools);
         workers_of(&mut text, &workers.workers);
         desks(&mut text, &requests.pools);
         usage(&mut text, &workers.workers, &stats.workers);
     }
-    gateway(&mut text, shared);
+    if is_of_all {
+        gateway(&mut text, shared);
+    }
     Ok(text.end())
 }
 
@@ -63,13 +93,22 @@ fn daemon(text: &mut Exposition, status: &StatusReply) {
         .sample(&[], u8::from(status.state_trouble.is_some()));
 }
 
-fn pools(text: &mut Exposition, status: &StatusReply, workers: &[WorkerInfo]) {
+fn workers_by_state(text: &mut Exposition, pools: &[&str], workers: &[WorkerInfo]) {
     let mut family = text.family("halsup_workers", Kind::Gauge, "Workers by state.");
-    for pool in &status.pools {
+    for &pool in pools {
         for state in WorkerState::ALL {
-            family.sample(&[("pool", &pool.name), ("state", state.as_str())], pool.counts.of(state));
+            let count = workers.iter().filter(|worker| worker.pool == pool && worker.state == state).count();
+            family.sample(&[("pool", pool), ("state", state.as_str())], count);
         }
     }
+    let mut family = text.family("halsup_restarts", Kind::Counter, "Restarts of the workers that there are.");
+    for &pool in pools {
+        let own = workers.iter().filter(|worker| worker.pool == pool);
+        family.sample(&[("pool", pool)], own.map(|worker| worker.restarts).sum::<u64>());
+    }
+}
+
+fn pools(text: &mut Exposition, status: &StatusReply) {
     let mut family = text.family("halsup_workers_wanted", Kind::Gauge, "Workers that a pool is to have.");
     for pool in &status.pools {
         family.sample(&[("pool", &pool.name)], pool.wanted);
@@ -83,11 +122,6 @@ fn pools(text: &mut Exposition, status: &StatusReply, workers: &[WorkerInfo]) {
     for (pool, claims) in status.pools.iter().filter_map(|pool| pool.claims.as_ref().map(|claims| (pool, claims))) {
         family.sample(&[("pool", &pool.name), ("state", "warm")], claims.warm);
         family.sample(&[("pool", &pool.name), ("state", "busy")], claims.busy);
-    }
-    let mut family = text.family("halsup_restarts", Kind::Counter, "Restarts of the workers that there are.");
-    for pool in &status.pools {
-        let own = workers.iter().filter(|worker| worker.pool == pool.name);
-        family.sample(&[("pool", &pool.name)], own.map(|worker| worker.restarts).sum::<u64>());
     }
 }
 

@@ -7,7 +7,7 @@ use axum::extract::{OriginalUri, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
-use halsup::protocol::control::{LOG_LINES_MAX, LogsReply, LogsRequest, NoParameters, Request, StatusReply, Target};
+use halsup::protocol::control::{IdentifyReply, LAST_MAX, LOG_LINES_MAX, LogsReply, LogsRequest, Request, Target};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
@@ -198,14 +198,14 @@ pub(crate) async fn events(
 ) -> Response {
     let begun = async {
         let shown = shown_for(&shared, shown, &uri, &headers, &asked)?;
-        let (mut link, who) = shared.link(&shown).await?;
+        let (_, who) = shared.link(&shown).await?;
         // Its place first: what follows costs more.
         let place = shared.streams().place(&caller(&who))?;
-        let daemon = daemon_life(&mut link).await?;
+        let daemon = daemon_life(&who);
         let (kept, receiver) = shared.hubs().events(&shared, &shown, &who, &daemon).await?;
         let header = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let last = header.or(asked.last_event_id);
-        let past = Past::since(kept, &daemon, last.as_deref());
+        let past = Past::since(kept, &daemon, last.as_deref(), who.pool.is_none());
         let (reader, response) = Reader::new(shared.clone(), shown, place);
         tokio::spawn(tell_events(reader, past, receiver));
         Ok::<_, Refusal>(response)
@@ -214,9 +214,8 @@ pub(crate) async fn events(
 }
 
 /// What tells one life of the daemon from others.
-async fn daemon_life(link: &mut Link) -> Result<String, Refusal> {
-    let status: StatusReply = link.call(&Request::Status(NoParameters {})).await?;
-    Ok(status.started.chars().filter(char::is_ascii_digit).collect())
+fn daemon_life(who: &IdentifyReply) -> String {
+    who.started.chars().filter(char::is_ascii_digit).collect()
 }
 
 /// What has happened since: events after an id, how many are lost, and the sequence that they reach to.
@@ -227,8 +226,10 @@ struct Past {
 }
 
 impl Past {
-    /// What of this is new to a reader who has seen the event of this id; nothing to one who begins.
-    fn since(kept: Vec<Told>, daemon: &str, last: Option<&str>) -> Self {
+    /// What of this is new to a reader who has seen the event of this id; nothing to one who begins. Who is told `all` events
+    /// has missed those that are not there; of one pool's nobody knows how many there were between two of them, unless
+    /// there are more than are kept.
+    fn since(kept: Vec<Told>, daemon: &str, last: Option<&str>, all: bool) -> Self {
         let reached = kept.last().map_or(0, |told| told.sequence);
         let Some((life, number)) = last.and_then(|last| last.split_once('.')) else {
             return Self { events: Vec::new(), missed: 0, reached };
@@ -236,7 +237,8 @@ impl Past {
         // Of another life of the daemon's: all of this one is new.
         let seen = number.parse::<u64>().ok().filter(|_| life == daemon).unwrap_or(0);
         let first = kept.first().map_or(0, |told| told.sequence);
-        let missed = first.saturating_sub(seen.saturating_add(1));
+        let may_miss = all || kept.len() >= usize::try_from(LAST_MAX).unwrap_or(usize::MAX);
+        let missed = if may_miss { first.saturating_sub(seen.saturating_add(1)) } else { 0 };
         Self { events: kept.into_iter().filter(|told| told.sequence > seen).collect(), missed, reached }
     }
 }
@@ -285,9 +287,16 @@ pub(crate) async fn watch(
 ) -> Response {
     let begun = async {
         let shown = shown_for(&shared, shown, &uri, &headers, &asked)?;
-        let (mut link, who) = shared.link(&shown).await?;
+        let (_, who) = shared.link(&shown).await?;
+        if let Some(pool) = &who.pool {
+            let message = format!(
+                "this token is for the pool {pool} alone, and the page shows all of them: /events, /metrics and \
+                 /api/logs/WORKER tell it of its pool"
+            );
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
+        }
         let place = shared.streams().place(&caller(&who))?;
-        let daemon = daemon_life(&mut link).await?;
+        let daemon = daemon_life(&who);
         let (mut before, happening) = shared.hubs().events(&shared, &shown, &who, &daemon).await?;
         before.drain(..before.len().saturating_sub(EVENTS_BEFORE));
         let snapshots = shared.hubs().snapshots(&shared, &shown, &who).await?;
@@ -395,7 +404,7 @@ mod tests {
     #[test]
     fn who_comes_back_is_told_what_is_new_and_how_much_is_lost() {
         let since = |last: Option<&str>| {
-            let past = Past::since(kept(11..=20), "7", last);
+            let past = Past::since(kept(11..=20), "7", last, true);
             (past.missed, past.events.first().map(|told| told.sequence), past.events.len(), past.reached)
         };
         assert_eq!(since(None), (0, None, 0, 20));
@@ -407,5 +416,8 @@ mod tests {
         assert_eq!(since(Some("7.99999999999999999999")), (10, Some(11), 10, 20));
         assert_eq!(since(Some("nothing")), (0, None, 0, 20));
         assert_eq!(since(Some("7.30")), (0, None, 0, 20));
+        let of_one_pool = |kept| Past::since(kept, "7", Some("7.4"), false).missed;
+        assert_eq!(of_one_pool(kept(11..=20)), 0, "those between are of other pools");
+        assert_eq!(of_one_pool(kept(11..=2_000)), 6, "as many as may be missing");
     }
 }

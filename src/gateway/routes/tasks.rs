@@ -16,6 +16,7 @@ use halsup::protocol::control::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::cluster::EXECUTION_MODE;
 use crate::answer::Refusal;
 use crate::guard::Shown;
 use crate::link::{Link, LinkError};
@@ -34,7 +35,21 @@ pub(crate) struct Run {
     timeout_ms: Option<u64>,
 }
 
-/// The body of `POST /tasks`, of the later worker.
+impl Run {
+    /// What the daemon is asked for.
+    pub(crate) fn request(self) -> Result<RunTaskRequest, Refusal> {
+        Ok(RunTaskRequest {
+            prompt: prompt(self.prompt)?,
+            task: self.task_id,
+            worker_id: self.worker_id,
+            priority: priority(self.priority.as_ref())?,
+            metadata: self.metadata,
+            timeout_ms: self.timeout_ms,
+        })
+    }
+}
+
+/// The body of `POST /tasks`: of the later worker with an id, of the coordinator without.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Submitted {
     id: Option<String>,
@@ -43,6 +58,8 @@ pub(crate) struct Submitted {
     prompt: Option<String>,
     priority: Option<Value>,
     metadata: Option<Map<String, Value>>,
+    #[serde(rename = "timeoutMs")]
+    timeout_ms: Option<u64>,
 }
 
 /// The body of `POST /pty/switch`.
@@ -54,16 +71,16 @@ pub(crate) struct Switch {
 }
 
 /// Sends what was made, or why it was not.
-fn sent(made: Result<Response, Refusal>) -> Response {
+pub(crate) fn sent(made: Result<Response, Refusal>) -> Response {
     made.unwrap_or_else(Refusal::into_response)
 }
 
-fn bad(details: impl Into<String>) -> Refusal {
-    Refusal::new(StatusCode::BAD_REQUEST, "Bad request", details)
+pub(crate) fn bad(details: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "Bad request", details).with_details()
 }
 
 /// A body that could be read, or what is wrong with it.
-fn body<T>(read: Result<Json<T>, JsonRejection>) -> Result<T, Refusal> {
+pub(crate) fn body<T>(read: Result<Json<T>, JsonRejection>) -> Result<T, Refusal> {
     read.map(|Json(read)| read).map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "Payload too large", "send at most 256 KiB")
@@ -94,13 +111,19 @@ pub(crate) async fn status(link: &mut Link) -> Result<Option<TaskStatusReply>, R
 }
 
 /// Has a task run, unless nothing new is begun.
-async fn submit(shared: &Shared, shown: &Shown, request: RunTaskRequest) -> Result<RunTaskReply, Refusal> {
+pub(crate) async fn submit(shared: &Shared, shown: &Shown, request: RunTaskRequest) -> Result<RunTaskReply, Refusal> {
     if shared.is_draining() {
         let message = "Worker is currently draining and cannot accept new tasks";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", message));
     }
     let (mut link, _) = shared.link(shown).await?;
-    Ok(link.call(&Request::RunTask(Box::new(request))).await?)
+    match link.call(&Request::RunTask(Box::new(request))).await {
+        Err(LinkError::Failed(CallFailure::Control(Error::ShuttingDown {}))) => {
+            let message = "Worker is currently offline and cannot accept new tasks";
+            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", message))
+        }
+        reply => Ok(reply?),
+    }
 }
 
 /// `POST /run`.
@@ -110,16 +133,7 @@ pub(crate) async fn run(
     read: Result<Json<Run>, JsonRejection>,
 ) -> Response {
     let made = async {
-        let run = body(read)?;
-        let request = RunTaskRequest {
-            prompt: prompt(run.prompt)?,
-            task: run.task_id,
-            worker_id: run.worker_id,
-            priority: priority(run.priority.as_ref())?,
-            metadata: run.metadata,
-            timeout_ms: run.timeout_ms,
-        };
-        let reply = submit(&shared, &shown, request).await?;
+        let reply = submit(&shared, &shown, body(read)?.request()?).await?;
         let told = json!({
             "taskId": reply.task,
             "status": reply.state,
@@ -140,7 +154,8 @@ pub(crate) async fn submitted(
         let task = body(read)?;
         let wrong = || Refusal::new(StatusCode::BAD_REQUEST, "Invalid task", "Task must have id and title");
         let text = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let (id, title) = (text(task.id).ok_or_else(wrong)?, text(task.title));
+        let (id, title) = (text(task.id), text(task.title));
+        let is_prompt = task.prompt.as_deref().is_some_and(|prompt| !prompt.is_empty());
         // What is typed: the prompt as it is, or what the task is called and what is said of it.
         let prompt = match (text(task.prompt), title, text(task.description)) {
             (Some(prompt), _, _) => prompt,
@@ -148,11 +163,17 @@ pub(crate) async fn submitted(
             (None, Some(title), None) => title,
             (None, None, _) => return Err(wrong()),
         };
+        // Who has made up no name is the coordinator's client, and is told where to look.
+        let has_id = id.is_some();
+        if !has_id && !is_prompt {
+            return Err(wrong());
+        }
         let request = RunTaskRequest {
             prompt,
-            task: Some(id),
+            task: id,
             priority: priority(task.priority.as_ref())?,
             metadata: task.metadata,
+            timeout_ms: task.timeout_ms,
             ..RunTaskRequest::default()
         };
         let reply = submit(&shared, &shown, request).await.map_err(|refusal| {
@@ -167,8 +188,11 @@ pub(crate) async fn submitted(
             "message": "Task submitted",
             "taskId": reply.task,
             "status": reply.state,
-            "executionMode": "process_pool",
+            "executionMode": EXECUTION_MODE,
             "sessionId": Value::Null,
+            "assignedWorker": shared.worker().0,
+            "estimatedDuration": reply.estimated_duration_ms,
+            "streamUrl": format!("/stream/{}", reply.task),
         });
         Ok((StatusCode::ACCEPTED, Json(told)).into_response())
     };
@@ -263,31 +287,31 @@ pub(crate) async fn cancel(
 pub(crate) async fn pty(State(shared): State<Shared>, Extension(shown): Extension<Shown>) -> Response {
     let made = async {
         let (mut link, _) = shared.link(&shown).await?;
-        let status = status(&mut link).await?;
-        let of = |status: &TaskStatusReply| {
-            json!({
-                "executorType": status.executor,
-                "streamingType": "sse",
-                "ptyAvailable": true,
-                "environment": "production",
-                "claudeCliPath": status.command.first(),
-                "activeProcesses": status.running,
-                "maxConcurrentProcesses": status.max_concurrent,
-                "queued": status.queued,
-                "draining": status.draining,
-                "terminal": { "cols": status.columns, "rows": status.rows },
-                "timeoutMs": status.timeout_ms,
-            })
-        };
-        status.as_ref().map(|status| Json(of(status)).into_response()).ok_or_else(none_here)
+        let status = tasks_status(&mut link).await?;
+        let told = json!({
+            "executorType": status.executor,
+            "streamingType": "sse",
+            "ptyAvailable": true,
+            "environment": "production",
+            "claudeCliPath": status.command.first(),
+            "activeProcesses": status.running,
+            "maxConcurrentProcesses": status.max_concurrent,
+            "queued": status.queued,
+            "draining": status.draining,
+            "terminal": { "cols": status.columns, "rows": status.rows },
+            "timeoutMs": status.timeout_ms,
+        });
+        Ok(Json(told).into_response())
     };
     sent(made.await)
 }
 
-/// There are no tasks here.
-fn none_here() -> Refusal {
-    let message = "this daemon runs no tasks: write [tasks] into its configuration";
-    Refusal::new(StatusCode::NOT_FOUND, "Not found", message)
+/// The same where it has to run tasks.
+pub(crate) async fn tasks_status(link: &mut Link) -> Result<TaskStatusReply, Refusal> {
+    status(link).await?.ok_or_else(|| {
+        let message = "this daemon runs no tasks: write [tasks] into its configuration";
+        Refusal::new(StatusCode::NOT_FOUND, "Not found", message)
+    })
 }
 
 /// `POST /pty/switch`. Streams are server-sent events and nothing else: to ask for another kind is refused.
@@ -310,7 +334,7 @@ pub(crate) async fn switch(
             }
             Some(_) => return Err(bad("executorType: expected pty, stub or auto")),
             None => {
-                let status = status(&mut link).await?.ok_or_else(none_here)?;
+                let status = tasks_status(&mut link).await?;
                 (status.executor, status.draining)
             }
         };

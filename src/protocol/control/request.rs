@@ -118,6 +118,9 @@ pub struct EventsRequest {
     /// Whether telemetry is wanted instead, from now on; only with `follow`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<bool>,
+    /// Only those of this pool; not of telemetry.
+    #[serde(with = "pool_name_option", default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
 }
 
 impl EventsRequest {
@@ -499,6 +502,7 @@ impl Request {
             Self::Logs(request) => ("lines", request.lines() <= LOG_LINES_MAX),
             Self::Exec(request) => within(request.out_of_range()),
             Self::Send(request) => ("text", (1..=SEND_BYTES_MAX).contains(&request.text.len())),
+            Self::Events(request) if request.telemetry == Some(true) && request.pool.is_some() => ("pool", false),
             Self::Events(request) if request.telemetry == Some(true) => ("telemetry", request.follow == Some(true)),
             Self::Events(request) => ("last", request.last() <= LAST_MAX),
             Self::Certificates(request) => ("last", request.last() <= LAST_MAX),

@@ -65,7 +65,7 @@ pub(super) const KEYS: &[Key<GatewayDraft>] = &[
         kind: "list of names",
         default: "[]",
         bounds: Bounds::Items(32),
-        what: "Names that the `Host` of a request may have, beside `localhost`, `127.0.0.1` and `[::1]`. A request with another one is refused, so that no web page can reach it by a name of its own.",
+        what: "Names that the `Host` of a request may have, beside `localhost`, `127.0.0.1`, `[::1]` and the addresses that `listen` names. A request with another one is refused, so that no web page can reach it by a name of its own.",
         set: |gateway, node| {
             let mut faults = Faults::default();
             let items = node.items(Bounds::Length(HOST_BYTES_MAX))?;

@@ -1,8 +1,10 @@
 //! Who is let in, by what name, with what, and what is refused at the door.
 
 use super::Served;
+use crate::fixture::Daemon;
 use crate::http::{ask, exchange, get, parse, status};
-use crate::needs::needs;
+use crate::needs::{needs, own_address};
+use crate::ports::free_ports;
 
 const SLEEPER: &str = "[pool.web]\ncommand = ['sleep', 'infinity']\n";
 const RESET: &str = "/pool/reset-circuit-breakers";
@@ -18,6 +20,23 @@ fn another_host_is_no_host() {
     for bad in ["evil.example.org", "halsup.example.org.evil", "127.0.0.1.nip.io", "0.0.0.0", "evil@localhost"] {
         assert_eq!(with_host(bad), 421, "{bad}");
     }
+}
+
+#[test]
+fn the_address_that_it_listens_on_is_its_name() {
+    needs!(Root, CgroupTree, OwnAddress);
+    let address = own_address().expect("it is there");
+    let port = free_ports(1);
+    let mut daemon = Daemon::start(&format!("[gateway]\nlisten = ['{address}:{port}', '127.0.0.1:{port}']\n{SLEEPER}"));
+    daemon.wait_until("the gateway answers", |_| Some(()).filter(|()| get(port, "/livez").status == 200));
+    let with_host = |host: &str| ask(port, "GET", "/livez", &[("Host", host)], "").status;
+    assert_eq!(with_host(&format!("{address}:{port}")), 200);
+    assert_eq!(with_host(&format!("{address}.nip.io")), 421);
+    assert_eq!(with_host("203.0.113.77"), 421, "one that it does not listen on");
+    // The page opens there, without a word in `hosts`.
+    let printed = daemon.cli(&["dashboard", "--sign-in"]);
+    assert_eq!(printed.status, 0, "{printed:?}");
+    assert!(printed.stdout.starts_with(&format!("http://{address}:{port}/pool#ticket=")), "{printed:?}");
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! The gateway: HTTP for the world, from outside.
 
+mod cluster;
 mod doors;
 mod hostile;
 mod life;
 mod operations;
+mod owners;
 mod page;
 mod pooled;
 mod proxy;
+mod schema;
+mod seeds;
 mod streams;
 mod tasks;
 

@@ -254,13 +254,42 @@ fn a_ticket_is_good_once_for_one_stream_and_no_longer_than_its_token() {
 #[test]
 fn a_token_on_one_pool_sees_no_more_than_that() {
     needs!(Root, CgroupTree);
-    let served = Served::start(&format!("[pool.api]\ncommand = ['sleep', 'infinity']\n{SLEEPER}"));
+    let mut served = Served::start(&format!("[pool.api]\ncommand = ['sleep', 'infinity']\n{SLEEPER}"));
+    wait_healthy_of(&mut served.daemon, "web", 2);
+    wait_healthy_of(&mut served.daemon, "api", 1);
     let token = served.token("one", &["--scope", "observe", "--pool", "web"]);
     let bearer = format!("Bearer {token}");
     let status = |path: &str| ask(served.port, "GET", path, &[("Authorization", &bearer)], "").status;
-    for path in ["/events", "/api/watch", "/metrics", "/api/logs/api.0"] {
+    for path in ["/api/watch", "/api/logs/api.0"] {
         assert_eq!(status(path), 403, "{path}");
     }
+    let refused = ask(served.port, "GET", "/api/watch", &[("Authorization", &bearer)], "").json();
+    assert!(refused["message"].as_str().is_some_and(|text| text.contains("the pool web alone")), "{refused}");
+    // What happens to others, and what they have, is not told; what its own pool does and has is.
+    let workers = [worker(&served.daemon, "api.0"), worker(&served.daemon, "web.0")];
+    let mut reader = Reader::open(served.port, "/events?last_event_id=1.0", &[("Authorization", &bearer)]);
+    workers.iter().for_each(|worker| signal(pid(worker), Signal::KILL));
+    let mut last = None;
+    while last.is_none() {
+        let message = reader.next().expect("another");
+        assert_eq!(message.data["pool"], "web", "{message:?}");
+        last = message.id.filter(|_| message.event == "death");
+    }
+    drop(reader);
+    let other = worker(&served.daemon, "web.1");
+    signal(pid(&other), Signal::KILL);
+    let shown = [("Authorization", bearer.as_str()), ("Last-Event-ID", last.as_deref().unwrap_or_default())];
+    let mut reader = Reader::open(served.port, "/events", &shown);
+    let death = reader.find("the other death", |message| {
+        assert_eq!(message.data["pool"], "web", "{message:?}");
+        message.event == "death"
+    });
+    assert_eq!(death.data["worker"], "web.1", "nothing twice");
+    let metrics = ask(served.port, "GET", "/metrics", &[("Authorization", &bearer)], "");
+    assert_eq!(metrics.status, 200);
+    let text = String::from_utf8(metrics.body).expect("text");
+    assert!(text.contains("halsup_workers{pool=\"web\",state=\"healthy\"}") && text.contains("worker=\"web.0\""));
+    assert!(!text.contains("api") && !text.contains("halsup_gateway") && !text.contains("halsup_daemon"), "{text}");
     drop(Reader::open(served.port, "/api/logs/web.0", &[("Authorization", &bearer)]));
     let reset = ask(served.port, "POST", "/api/reset/web", &[("Authorization", &bearer)], "");
     assert_eq!(reset.status, 403, "to look is not to act");

@@ -11,7 +11,12 @@ pub(super) fn hold_tokens(replies: &mut Replies<'_>) {
         expires: Some("2027-01-01T00:00:00Z".into()),
         expired: false,
     };
-    let who = IdentifyReply { name: Some("ci".into()), role: "operate".into(), pool: Some("web".into()) };
+    let who = IdentifyReply {
+        name: Some("ci".into()),
+        role: "operate".into(),
+        pool: Some("web".into()),
+        started: "t".into(),
+    };
     replies.hold("Identify", &who);
     replies.hold("CreateToken", &CreateTokenReply { token: "halsup_00".into(), info: info.clone() });
     replies.hold("ListTokens", &ListTokensReply { tokens: vec![info] });

@@ -68,7 +68,7 @@ impl Request {
             Self::List(request) | Self::Sessions(request) | Self::ListSessions(request) => {
                 request.pool.as_ref().map_or(Object::EveryPool, Object::Pool)
             }
-            Self::Events(_) => Object::EveryPool,
+            Self::Events(request) => request.pool.as_ref().map_or(Object::EveryPool, Object::Pool),
             // It can be about nothing but the request that its connection was allowed to make.
             Self::GetInfo(_)
             | Self::GetInterfaceDescription(_)
