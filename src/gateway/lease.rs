@@ -13,8 +13,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use halsup::protocol::control::{
-    EndLeaseReply, EndLeaseRequest, LeaseOutcome, LeaseReply, LeaseRequest, Request as Call,
+    CallFailure, EndLeaseReply, EndLeaseRequest, LeaseOutcome, LeaseReply, LeaseRequest, Request as Call,
 };
+use halsup::protocol::service::ServiceError;
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -66,7 +67,16 @@ impl Lease {
     ) -> Result<Self, LinkError> {
         let mut link = address.connect().await?;
         if let Some(token) = token {
-            link.identify(Some(token)).await?;
+            // As everywhere: a token that is none is as good as nothing, and another thing than one that does not reach so far.
+            link.identify(Some(token)).await.map_err(|error| match error {
+                LinkError::Failed(CallFailure::Service(ServiceError::PermissionDenied {})) => LinkError::NoToken,
+                other @ (LinkError::Unreachable(_)
+                | LinkError::Silent
+                | LinkError::Busy
+                | LinkError::Garbled
+                | LinkError::NoToken
+                | LinkError::Failed(_)) => other,
+            })?;
         }
         // The daemon knows how long it may take, and always answers.
         link.ask(&Call::Lease(Box::new(wanted)), false).await?;

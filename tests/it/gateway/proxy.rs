@@ -340,6 +340,7 @@ fn work_is_for_who_may_have_it_done() {
     let all = served.token("all", &[]);
     assert_eq!(ask(served.port, "GET", "/w/fdo/", &[], "").status, 401);
     assert_eq!(ask(served.port, "POST", "/w/fdo/", &[], "").status, 401);
+    assert_eq!(with("halsup_00", "/w/fdo/"), 401);
     assert_eq!((with(&looks, "/w/fdo/"), with(&elsewhere, "/w/fdo/")), (403, 403));
     assert_eq!((with(&all, "/w/fdo/"), with(&all, "/w/other/"), with(&all, "/w/nobody/")), (200, 404, 404));
     assert_eq!((with(&all, "/w/"), with(&all, "/w/..%2f/"), with(&all, "/w/fdo")), (404, 404, 200));
