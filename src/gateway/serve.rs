@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,6 +39,8 @@ use halsup::protocol::service::ServiceError;
 const LISTENERS_MAX: usize = 64;
 /// How many connections there may be.
 const CONNECTIONS_MAX: usize = 1_024;
+/// How many of them may have changed their protocol: each holds a worker for long, and leaves places for requests that do not.
+const UPGRADES_MAX: usize = 48;
 /// How many requests are in workers, or wait for one: each has a connection to the daemon, and others need some too.
 const LEASES_MAX: usize = 128;
 /// A head has to be whole within this time, and a connection that says nothing is closed after it.
@@ -66,6 +68,8 @@ struct Inner {
     leases: Arc<Semaphore>,
     /// Places of connections that are free.
     room: Arc<Semaphore>,
+    /// Of those that have changed their protocol.
+    upgrades: Arc<Semaphore>,
     /// Says when the gateway ends.
     ending: watch::Receiver<()>,
     tickets: Tickets,
@@ -90,6 +94,7 @@ impl Shared {
             arguments,
             leases: Arc::new(Semaphore::new(LEASES_MAX)),
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            upgrades: Arc::new(Semaphore::new(UPGRADES_MAX)),
             ending,
             tickets: Tickets::default(),
             streams: Streams::new(STREAMS_MAX),
@@ -176,6 +181,11 @@ impl Shared {
             // Nobody closes it.
             Err(_closed) => std::future::pending().await,
         }
+    }
+
+    /// A place for a connection that changes its protocol, if one is free.
+    pub(crate) fn upgrade_place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.upgrades).try_acquire_owned().ok()
     }
 
     /// What this worker is called, in short and in words.
@@ -271,11 +281,10 @@ pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> 
     manager.stopping();
     drop(open);
     let last = async {
-        while let Some(ended) = accepting.join_next().await {
-            if let Ok(graceful) = ended {
-                graceful.shutdown().await;
-            }
-        }
+        while accepting.join_next().await.is_some() {}
+        // Every connection has one of its places, to its end.
+        let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+        drop(room.acquire_many(all).await);
     };
     if tokio::time::timeout(END_PATIENCE, last).await.is_err() {
         tracing::info!("some connections were still open at the end");
@@ -283,14 +292,13 @@ pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> 
     Ok(())
 }
 
-/// Takes connections until nobody is served any more; those that there are then, to be ended.
+/// Takes connections until nobody is served any more.
 async fn accept(
     listener: tokio::net::TcpListener,
     router: Router,
     room: Arc<Semaphore>,
     mut closed: watch::Receiver<()>,
-) -> GracefulShutdown {
-    let graceful = GracefulShutdown::new();
+) {
     loop {
         // Where all places are taken, whoever comes waits in the socket's own queue.
         let next = async {
@@ -299,14 +307,14 @@ async fn accept(
         };
         let (place, accepted) = tokio::select! {
             next = next => next,
-            _ = closed.changed() => return graceful,
+            _ = closed.changed() => return,
         };
         match (place, accepted) {
             (Ok(place), Ok((stream, peer))) => {
-                tokio::spawn(connection(stream, Peer(peer.ip()), router.clone(), &graceful, place));
+                tokio::spawn(connection(stream, Peer(peer.ip()), router.clone(), closed.clone(), place));
             }
             // Nobody closes it.
-            (Err(_), _) => return graceful,
+            (Err(_), _) => return,
             (_, Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             (_, Err(error)) => {
                 tracing::warn!(%error, "accept a connection; it is tried again");
@@ -316,13 +324,13 @@ async fn accept(
     }
 }
 
-fn connection(
+async fn connection(
     stream: TcpStream,
     peer: Peer,
     router: Router,
-    graceful: &GracefulShutdown,
+    mut closed: watch::Receiver<()>,
     place: OwnedSemaphorePermit,
-) -> impl Future<Output = ()> + use<> {
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "have a connection send at once");
     }
@@ -330,9 +338,13 @@ fn connection(
     if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BYTES) {
         tracing::debug!(%error, "bound what a connection keeps");
     }
+    // What a request makes of its connection may last longer than this.
+    let room = Room(Arc::new(place));
+    let kept = room.clone();
     let answers = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(room.clone());
         answers.call(request)
     });
     let served = http1::Builder::new()
@@ -340,15 +352,25 @@ fn connection(
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(FIELDS_MAX)
         .max_buf_size(BUFFER_BYTES)
-        .serve_connection(TokioIo::new(Strict::new(stream)), service);
-    let served = graceful.watch(served);
-    async move {
-        if let Err(error) = served.await {
-            tracing::debug!(%error, "a connection ended");
+        .serve_connection(TokioIo::new(Strict::new(stream)), service)
+        .with_upgrades();
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        _ = closed.changed() => {
+            served.as_mut().graceful_shutdown();
+            served.await
         }
-        drop(place);
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended");
     }
+    drop(kept);
 }
+
+/// The place of a connection among all.
+#[derive(Debug, Clone)]
+pub(crate) struct Room(pub(crate) Arc<OwnedSemaphorePermit>);
 
 #[cfg(test)]
 mod tests {

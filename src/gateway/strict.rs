@@ -9,6 +9,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::upgrade::names_upgrade;
+
 /// The longest head, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The most fields in a head.
@@ -35,6 +37,14 @@ enum Body {
     Chunked,
 }
 
+/// What comes behind a request without a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Request,
+    /// Perhaps another protocol.
+    Unknown,
+}
+
 #[derive(Debug)]
 enum State {
     /// Within a head, of which this has come.
@@ -47,6 +57,9 @@ enum State {
     SizeEnd(usize),
     /// Lines behind the last chunk.
     Trailer(Vec<u8>),
+    /// A request has asked for another protocol: what comes behind it is no request, and is kept as it is until that is
+    /// decided. Where it stays HTTP the connection ends with the answer.
+    Held(Vec<u8>),
 }
 
 /// Follows what a client sends, and gives out what may be given to a parser.
@@ -70,9 +83,10 @@ impl Scanner {
                 State::Head(head) => {
                     let (taken, whole) = take_to(head, bytes, b"\r\n\r\n", HEAD_BYTES_MAX)?;
                     if whole {
-                        let body = check_head(head)?;
+                        let (body, follows) = check_head(head)?;
                         out.extend_from_slice(head);
                         self.state = match body {
+                            Body::None | Body::Length(0) if follows == Follows::Unknown => State::Held(Vec::new()),
                             Body::None | Body::Length(0) => State::Head(Vec::new()),
                             Body::Length(length) => State::Data(length, false),
                             Body::Chunked => State::Size(Vec::new()),
@@ -121,9 +135,18 @@ impl Scanner {
                     }
                     bytes.get(taken..).unwrap_or_default()
                 }
+                State::Held(held) => {
+                    held.extend_from_slice(bytes);
+                    &[]
+                }
             };
         }
         Ok(())
+    }
+
+    /// What came behind a request for another protocol, if there was one.
+    const fn held(&self) -> Option<&Vec<u8>> {
+        if let State::Held(held) = &self.state { Some(held) } else { None }
     }
 }
 
@@ -192,11 +215,12 @@ const fn is_token(byte: u8) -> bool {
         )
 }
 
-fn check_head(head: &[u8]) -> Result<Body, Violation> {
+fn check_head(head: &[u8]) -> Result<(Body, Follows), Violation> {
     let head = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
     let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let is_newer = check_request_line(lines.next().unwrap_or_default())?;
     let (mut length, mut chunked, mut hosts) = (None, false, 0);
+    let mut follows = Follows::Request;
     for (count, line) in lines.enumerate() {
         if count >= FIELDS_MAX {
             return Err(Violation("there are too many fields"));
@@ -218,6 +242,8 @@ fn check_head(head: &[u8]) -> Result<Body, Violation> {
             chunked = true;
         } else if name.eq_ignore_ascii_case(b"expect") && !value.eq_ignore_ascii_case(b"100-continue") {
             return Err(Violation("what it expects is nothing"));
+        } else if name.eq_ignore_ascii_case(b"connection") && is_newer && names_upgrade(value) {
+            follows = Follows::Unknown;
         }
     }
     if hosts != 1 {
@@ -225,9 +251,9 @@ fn check_head(head: &[u8]) -> Result<Body, Violation> {
     }
     match (length, chunked) {
         (Some(_), true) => Err(Violation("it has two lengths")),
-        (Some(length), false) => Ok(Body::Length(length)),
-        (None, true) => Ok(Body::Chunked),
-        (None, false) => Ok(Body::None),
+        (Some(length), false) => Ok((Body::Length(length), follows)),
+        (None, true) => Ok((Body::Chunked, follows)),
+        (None, false) => Ok((Body::None, follows)),
     }
 }
 
@@ -282,6 +308,16 @@ impl<S> Strict<S> {
         Self { inner, scanner: Scanner::new(), sound: Vec::new(), given: 0, broken: false }
     }
 
+    /// The connection itself, and what came behind the request that has changed its protocol.
+    pub(crate) fn into_parts(self) -> (S, Vec<u8>) {
+        match self.scanner.state {
+            State::Held(held) => (self.inner, held),
+            State::Head(_) | State::Data(..) | State::Size(_) | State::SizeEnd(_) | State::Trailer(_) => {
+                (self.inner, Vec::new())
+            }
+        }
+    }
+
     fn give(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         let rest = self.sound.get(self.given..).unwrap_or_default();
         if rest.is_empty() {
@@ -304,6 +340,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
             if self.give(buffer) || self.broken {
                 return Poll::Ready(Ok(()));
             }
+            // What follows can be read by whoever takes the connection over; until then it waits in the kernel.
+            if self.scanner.held().is_some_and(|held| held.len() >= READ_BYTES) {
+                return Poll::Pending;
+            }
             let mut space = [0; READ_BYTES];
             let mut read = ReadBuf::new(&mut space);
             ready!(Pin::new(&mut self.inner).poll_read(cx, &mut read))?;
@@ -317,7 +357,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
                 match this.scanner.state {
                     State::Head(_) => this.sound.extend_from_slice(NO_REQUEST),
                     // Its body ends in the middle, and with it the connection.
-                    State::Data(..) | State::Size(_) | State::SizeEnd(_) | State::Trailer(_) => {}
+                    State::Data(..) | State::Size(_) | State::SizeEnd(_) | State::Trailer(_) | State::Held(_) => {}
                 }
             }
         }

@@ -37,10 +37,19 @@ const NEWS: Interest = Interest::READABLE.add(Interest::WRITABLE);
 /// How far a lease is, before it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Who asked waits.
-    Asked,
+    /// Who asked waits, for this.
+    Asked(Purpose),
     /// Who asked has the connection.
     Granted,
+}
+
+/// What becomes of a connection that is leased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// One request and its answer.
+    Request,
+    /// It changes its protocol, and lasts.
+    Upgrade,
 }
 
 /// The connection of an attempt, as the daemon has it.
@@ -69,8 +78,13 @@ impl Daemon {
             Ok(pool) => pool,
             Err(error) => return error.into(),
         };
-        if self.pools.get(&pool).is_none_or(|pool| pool.spec.serve.is_none()) {
+        let Some(serve) = self.pools.get(&pool).and_then(|pool| pool.spec.serve) else {
             let reason = format!("pool {} serves no HTTP: write `serve = \"http\"` into it", request.pool);
+            return Error::Refused { reason }.into();
+        };
+        let purpose = if request.upgrade == Some(true) { Purpose::Upgrade } else { Purpose::Request };
+        if purpose == Purpose::Upgrade && serve.upgrade_max.is_none() {
+            let reason = format!("connections to pool {} keep their protocol: its `upgrade_max` is 0", request.pool);
             return Error::Refused { reason }.into();
         }
         if asked.oneway {
@@ -78,7 +92,10 @@ impl Daemon {
         }
         self.requests.last += 1;
         let id = RequestId(self.requests.last);
-        let demand = self.demand_of_lease(id, &request);
+        let mut demand = self.demand_of_lease(id, &request);
+        if purpose == Purpose::Upgrade {
+            demand.timeout = demand.timeout.or(serve.upgrade_max);
+        }
         let open = Open {
             waits: (asked.place, asked.number),
             uid: asked.by.uid,
@@ -95,7 +112,7 @@ impl Daemon {
             credit: CREDIT,
             meter: Metering::Unwanted,
             inflow: None,
-            lease: Some(Stage::Asked),
+            lease: Some(Stage::Asked(purpose)),
         };
         self.requests.open.insert(id, open);
         self.inputs.push(Input::Request(RequestInput::Submitted(id, pool, demand)));
@@ -187,6 +204,9 @@ impl Daemon {
         let spec = &self.pools.get(&open.pool)?.spec;
         let (serve, policy) = (spec.serve?, spec.policy.dispatch?);
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let left_ms = ms(clock::since(self.now, delivery.deadline));
+        let upgrades = open.lease == Some(Stage::Asked(Purpose::Upgrade));
+        let head_ms = ms(policy.timeout.saturating_sub(clock::since(open.submitted, self.now)));
         Some(LeaseReply {
             lease: self.requests.name(id),
             worker: self.worker_name(delivery.worker),
@@ -195,7 +215,9 @@ impl Daemon {
             attempts: delivery.number,
             attempts_max: policy.attempts_max,
             backoff_ms: ms(policy.backoff),
-            left_ms: ms(clock::since(self.now, delivery.deadline)),
+            left_ms,
+            head_ms: if upgrades { head_ms.min(left_ms) } else { left_ms },
+            idle_ms: upgrades.then(|| ms(serve.upgrade_idle)),
             request_bytes_max: serve.request_bytes_max,
             answer_bytes_max: serve.answer_bytes_max,
             correlation: open.correlation.clone(),

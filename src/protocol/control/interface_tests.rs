@@ -329,6 +329,8 @@ fn hold_requests(replies: &mut Replies<'_>) {
         attempts_max: 3,
         backoff_ms: 100,
         left_ms: 5,
+        head_ms: 5,
+        idle_ms: Some(1),
         request_bytes_max: 1,
         answer_bytes_max: Some(1),
         correlation: "x".into(),

@@ -25,6 +25,7 @@ mod pool_tables;
 mod pool_values;
 mod reference;
 mod rlimits;
+mod serve_keys;
 mod snakepit;
 mod tasks;
 #[cfg(test)]

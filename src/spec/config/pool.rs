@@ -118,6 +118,8 @@ pub(super) struct PoolDraft {
     pub(super) open: Option<bool>,
     pub(super) request_max: Option<u64>,
     pub(super) answer_max: Option<u64>,
+    pub(super) upgrade_max: Option<Duration>,
+    pub(super) upgrade_idle: Option<Duration>,
     pub(super) heartbeat: HeartbeatDraft,
     pub(super) image: Option<ImageName>,
     pub(super) written: Written,
@@ -174,6 +176,8 @@ impl PoolDraft {
             open: None,
             request_max: None,
             answer_max: None,
+            upgrade_max: None,
+            upgrade_idle: None,
             heartbeat: HeartbeatDraft::default(),
             image: None,
             written: Written::new(),
@@ -265,7 +269,7 @@ impl PoolDraft {
     /// What it means that its workers serve HTTP.
     fn finish_serve(&mut self, faults: &mut Faults) {
         let Some(serve) = self.serve.take() else {
-            for key in ["open", "request_max", "answer_max"] {
+            for key in ["open", "request_max", "answer_max", "upgrade_max", "upgrade_idle"] {
                 if let Some(place) = self.written.get(key) {
                     faults.push(
                         place.fault(format!("{key} is written for workers that do not serve"), "serve beside it"),
@@ -292,6 +296,8 @@ impl PoolDraft {
             open: self.open.unwrap_or(serve.open),
             request_bytes_max: self.request_max.unwrap_or(serve.request_bytes_max),
             answer_bytes_max: self.answer_max,
+            upgrade_max: self.upgrade_max.or(serve.upgrade_max).filter(|most| !most.is_zero()),
+            upgrade_idle: self.upgrade_idle.unwrap_or(serve.upgrade_idle),
         });
     }
 

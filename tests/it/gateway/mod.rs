@@ -9,6 +9,7 @@ mod pooled;
 mod proxy;
 mod streams;
 mod tasks;
+mod upgrade;
 
 use serde_json::Value;
 

@@ -75,6 +75,7 @@ fn of_requests(web: &PoolName) -> Vec<Request> {
         Request::Lease(Box::new(LeaseRequest {
             not: Some(vec!["web.1".into()]),
             fingerprint: Some("f".into()),
+            upgrade: Some(true),
             ..LeaseRequest::of(web.clone())
         })),
         Request::EndLease(EndLeaseRequest { lease: "0123456789abcdef".repeat(2), outcome: LeaseOutcome::ServerError }),
