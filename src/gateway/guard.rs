@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
 use crate::answer::Refusal;
+use crate::routes::Door;
 use crate::serve::Shared;
 use crate::upgrade;
 
@@ -94,7 +95,7 @@ fn check(shared: &Shared, request: &Request) -> Result<Shown, Refusal> {
 
 /// Whether this is for a worker.
 fn is_work(request: &Request) -> bool {
-    request.uri().path().starts_with("/w/")
+    request.uri().path().starts_with("/w/") || request.extensions().get::<Door>().is_some()
 }
 
 /// Whether a request of this method changes something.

@@ -28,7 +28,7 @@ use crate::guard::Shown;
 use crate::hub::Hubs;
 use crate::link::{Address, Link, LinkError};
 use crate::manager::Manager;
-use crate::routes::{self, Peer};
+use crate::routes::{self, Door, Peer};
 use crate::sse::{LOGS_MAX, STREAMS_MAX, Streams};
 use crate::strict::Strict;
 use crate::tickets::Tickets;
@@ -252,14 +252,18 @@ pub(crate) fn listeners() -> io::Result<Vec<TcpListener>> {
 /// Serves until it is told to end.
 pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> io::Result<()> {
     let (open, closed) = watch::channel(());
+    let doors = arguments.doors.clone();
     let shared = Shared::new(arguments, closed.clone());
     let room = Arc::clone(&shared.0.room);
-    let router = routes::router(shared);
+    let router = routes::router(shared.clone());
     let manager = Manager::from_environment();
     let mut accepting = JoinSet::new();
     for listener in listeners {
+        let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        accepting.spawn(accept(listener, router.clone(), Arc::clone(&room), closed.clone()));
+        let door = doors.iter().find(|(own, _)| *own == address).map(|(_, pool)| Door(pool.clone()));
+        let router = door.map_or_else(|| router.clone(), |door| routes::door(shared.clone(), door));
+        accepting.spawn(accept(listener, router, Arc::clone(&room), closed.clone()));
     }
     let mut ended = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
@@ -380,6 +384,7 @@ mod tests {
         let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
         let arguments = Arguments {
             hosts,
+            doors: Vec::new(),
             open_status: true,
             pool: None,
             worker_id: "w".into(),

@@ -78,6 +78,10 @@ const HEARSAY: [HeaderName; 8] = [
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
+/// The pool that is alone behind the socket that a request came by.
+#[derive(Debug, Clone)]
+pub(crate) struct Door(pub(crate) PoolName);
+
 /// The body of a request, as far as it is kept.
 enum Kept {
     /// All of it.
@@ -104,7 +108,7 @@ struct Work {
     protocols: Option<HeaderValue>,
 }
 
-/// Any request below `/w/`.
+/// Any request below `/w/`, or at a door.
 pub(crate) async fn work(
     State(shared): State<Shared>,
     Extension(shown): Extension<Shown>,
@@ -159,6 +163,9 @@ pub(crate) async fn work(
 /// The pool that a request is for, and what its worker is asked.
 fn split(request: &Request<Body>) -> Option<(PoolName, String)> {
     let target = request.uri().path_and_query()?.as_str();
+    if let Some(Door(pool)) = request.extensions().get::<Door>() {
+        return Some((pool.clone(), target.to_owned()));
+    }
     let rest = target.strip_prefix("/w/")?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (pool, target) = rest.split_at(end);
@@ -302,7 +309,8 @@ impl Work {
         say("host", HeaderValue::from_str(&format!("127.0.0.1:{}", told.port)).ok());
         say("x-forwarded-host", host);
         say("x-forwarded-proto", Some(HeaderValue::from_static("http")));
-        say("x-forwarded-prefix", HeaderValue::from_str(&format!("/w/{}", self.pool)).ok());
+        let prefix = self.parts.extensions.get::<Door>().is_none().then(|| format!("/w/{}", self.pool));
+        say("x-forwarded-prefix", prefix.and_then(|prefix| HeaderValue::from_str(&prefix).ok()));
         say("x-forwarded-for", self.peer.and_then(|peer| HeaderValue::from_str(&peer.0.to_string()).ok()));
         let kind = if self.protocols.is_some() { "upgrade" } else { "close" };
         say("connection", Some(HeaderValue::from_static(kind)));

@@ -413,6 +413,7 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
     serve_keys::OPEN,
     serve_keys::REQUEST_MAX,
     serve_keys::ANSWER_MAX,
+    serve_keys::HTTP_LISTEN,
     serve_keys::UPGRADE_MAX,
     serve_keys::UPGRADE_IDLE,
     Key {

@@ -92,3 +92,17 @@ pub(super) const UPGRADE_IDLE: Key<PoolDraft> = Key {
         Ok(())
     },
 };
+
+pub(super) const HTTP_LISTEN: Key<PoolDraft> = Key {
+    name: "http_listen",
+    aliases: &[],
+    variable: "",
+    kind: "list of addresses",
+    default: "",
+    bounds: Bounds::Items(4),
+    what: "With `serve`: addresses on which the gateway answers with this pool alone, at `/` instead of `/w/NAME/`, by the same rules. Bound by the daemon and kept, like `listen` of `[gateway]`, which there has to be.",
+    set: |pool, node| {
+        pool.http_listen = super::gateway::addresses(node)?;
+        Ok(())
+    },
+};

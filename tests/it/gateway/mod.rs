@@ -4,6 +4,7 @@ mod doors;
 mod hostile;
 mod life;
 mod operations;
+mod own_port;
 mod page;
 mod pooled;
 mod proxy;
