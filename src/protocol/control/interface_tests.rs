@@ -61,6 +61,7 @@ fn worker() -> WorkerInfo {
         age_seconds: 5,
         restarts: 1,
         missed_heartbeats: 0,
+        last_health: Some("2026-01-01T00:00:00.000Z".into()),
         restart_in_ms: Some(100),
         port: Some(8003),
         cgroup: Some("/halsup/web.3".into()),

@@ -1,6 +1,7 @@
 //! The gateway: HTTP for the world, from outside.
 
 mod doors;
+mod health;
 mod hostile;
 mod life;
 mod operations;
