@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use crate::answer::Refusal;
+use crate::answer::{Refusal, in_own_words};
 use crate::routes::Door;
 use crate::serve::Shared;
 use crate::upgrade;
@@ -40,7 +40,8 @@ pub(crate) async fn guard(State(shared): State<Shared>, mut request: Request, ne
     let mut response = match checked {
         Ok(shown) => {
             request.extensions_mut().insert(shown);
-            next.run(request).await
+            let response = next.run(request).await;
+            if is_work { response } else { in_own_words(response).await }
         }
         Err(refusal) => refusal.into_response(),
     };

@@ -78,7 +78,7 @@ pub(crate) fn router(shared: Shared) -> Router {
         .route("/w/{pool}/", any(work::work))
         .route(WORK, any(work::work))
         .fallback(nothing)
-        .method_not_allowed_fallback(nothing)
+        .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(shared.clone(), guard))
         .layer(middleware::from_fn_with_state(shared.clone(), count))
@@ -99,6 +99,14 @@ pub(crate) fn door(shared: Shared, door: Door) -> Router {
 async fn nothing(State(shared): State<Shared>, Extension(shown): Extension<Shown>) -> axum::response::Response {
     match shared.link(&shown).await {
         Ok(_) => Refusal::not_found().into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Something else is here: said to who may look.
+async fn wrong_method(State(shared): State<Shared>, Extension(shown): Extension<Shown>) -> axum::response::Response {
+    match shared.link(&shown).await {
+        Ok(_) => Refusal::wrong_method().into_response(),
         Err(refusal) => refusal.into_response(),
     }
 }

@@ -9,6 +9,7 @@ mod own_port;
 mod page;
 mod pooled;
 mod proxy;
+mod refusals;
 mod streams;
 mod tasks;
 mod upgrade;
