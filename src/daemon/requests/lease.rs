@@ -23,7 +23,9 @@ use super::super::probe_socket::{Question, Verdict};
 use super::super::sources::Source;
 use super::super::state::Daemon;
 use super::{CREDIT, Heard, Metering, Open};
-use crate::engine::{AVOIDED_MAX, AttemptId, Conclusion, Delivery, Demand, Input, Quality, RequestId, RequestInput};
+use crate::engine::{
+    AVOIDED_MAX, AttemptId, Conclusion, Delivery, Demand, Input, Quality, RequestId, RequestInput, Time,
+};
 use crate::host::listener::check_listener;
 use crate::protocol::control::{
     EndLeaseReply, EndLeaseRequest, Error, LeaseOutcome, LeaseReply, LeaseRequest, RequestOutcome,
@@ -67,8 +69,31 @@ enum Line {
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct Lines {
     lines: BTreeMap<AttemptId, Line>,
-    /// Whether the worker's port is known to be its own.
-    trusted: bool,
+    port: PortTrust,
+}
+
+/// How long it is believed that a worker's port is somebody else's, before it is looked at again.
+const DISTRUST: Duration = Duration::from_secs(1);
+
+/// Whether a worker's port is known to be its own.
+#[derive(Debug, Default)]
+enum PortTrust {
+    #[default]
+    Unknown,
+    /// It is, for as long as the worker lives.
+    Own,
+    /// It was not when it was looked at, and why. Finding out took long: so it is not done for every request.
+    Not(Time, String),
+}
+
+impl PortTrust {
+    /// Why it is not to be used now, if that is known.
+    fn refusal(&self, now: Time) -> Option<&str> {
+        match self {
+            Self::Not(since, reason) if clock::since(*since, now) < DISTRUST => Some(reason),
+            Self::Not(..) | Self::Own | Self::Unknown => None,
+        }
+    }
 }
 
 impl Daemon {
@@ -161,11 +186,22 @@ impl Daemon {
     }
 
     fn begin_line(&mut self, delivery: &Delivery) -> Result<(Question, Verdict), String> {
+        let now = self.now;
         let live = self.live_mut(delivery.worker, delivery.generation).ok_or("it has just ended")?;
         let port = live.told.port.ok_or("it has no port")?;
-        if !live.leases.trusted {
-            check_listener(port, &live.cgroup).map_err(|error| chain(&error))?;
-            live.leases.trusted = true;
+        if let Some(reason) = live.leases.port.refusal(now) {
+            return Err(reason.to_owned());
+        }
+        if !matches!(live.leases.port, PortTrust::Own) {
+            live.leases.port = match check_listener(port, &live.cgroup) {
+                Ok(()) => PortTrust::Own,
+                Err(error) if error.is_costly() => {
+                    let reason = chain(&error);
+                    live.leases.port = PortTrust::Not(now, reason.clone());
+                    return Err(reason);
+                }
+                Err(error) => return Err(chain(&error)),
+            };
         }
         let mut question = Question::begin(port, &Probe::Tcp).map_err(|errno| format!("connect to it: {errno}"))?;
         let verdict = question.advance();
@@ -338,4 +374,20 @@ impl Daemon {
 /// Whether a connection that was shut down is over at the other end too.
 fn is_over(socket: &OwnedFd) -> bool {
     getpeername(socket) == Err(Errno::NOTCONN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_somebody_elses_is_looked_at_again_after_a_second() {
+        let at = |ms: u64| Time(ms * 1_000_000);
+        let known = PortTrust::Not(at(5_000), "it is not".to_owned());
+        assert_eq!(known.refusal(at(5_000)), Some("it is not"));
+        assert_eq!(known.refusal(at(5_999)), Some("it is not"));
+        assert_eq!(known.refusal(at(6_000)), None);
+        assert_eq!(PortTrust::Own.refusal(at(0)), None);
+        assert_eq!(PortTrust::Unknown.refusal(at(0)), None);
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Served;
 use crate::http::{Answer, ask, connect, exchange, parse};
-use crate::look::{certificates, pid, signal, wait_certificate, wait_healthy_of, worker};
+use crate::look::{certificates, pid, signal, wait_certificate, wait_healthy_of, wait_line, worker};
 use crate::needs::needs;
 use crate::ports::free_ports;
 
@@ -269,6 +269,23 @@ fn who_took_a_workers_port_is_not_asked() {
     assert_eq!(got.status, 502, "{}", String::from_utf8_lossy(&got.body));
     assert!(squatter.accept().is_err(), "nobody has come");
     assert!(served.daemon.stderr().contains(&format!("somebody else listens on port {port}")));
+}
+
+#[test]
+fn a_worker_with_too_many_descriptors_is_not_asked_and_says_so() {
+    needs!(Root, CgroupTree, Python3);
+    let port = free_ports(1);
+    let many = "import resource, socket, time\nheld = [open('/dev/null') for _ in range(2100)]\n\
+                s = socket.create_server(('127.0.0.1', int(__import__('sys').argv[1])))\nprint('listens', flush=True)\ntime.sleep(3600)\n";
+    let mut served = Served::start(&format!(
+        "[pool.fdo]\nserve = 'http'\nopen = true\nbase_port = {port}\nready = 'exec'\nrlimits = {{ nofile = 4096 }}\n\
+         command = ['python3', '-c', \"\"\"{many}\"\"\", '{{port}}']\ndispatch = {{ attempts = 1 }}\n"
+    ));
+    wait_line(&mut served.daemon, "fdo.0", |line| line == "listens");
+    let got = ask(served.port, "GET", "/w/fdo/", &[], "");
+    assert_eq!(got.status, 502, "{}", String::from_utf8_lossy(&got.body));
+    let told = format!("nobody is found who listens on port {port}, among the first 2048 descriptors of its processes");
+    assert!(served.daemon.stderr().contains(&told), "{}", served.daemon.stderr());
 }
 
 #[test]
