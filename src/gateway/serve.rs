@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use halsup::host::spawn::take_inherited;
-use halsup::protocol::control::IdentifyReply;
+use halsup::protocol::control::{DrainReply, DrainRequest, IdentifyReply, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -146,6 +146,18 @@ impl Shared {
         self.draining().is_on = is_on;
     }
 
+    /// As an earlier gateway was, by what the daemon has kept of it: `None` where it was not drained.
+    fn drain_as(&self, paused: Option<Vec<String>>) {
+        let mut draining = self.draining();
+        draining.is_on = paused.is_some();
+        draining.paused.extend(paused.unwrap_or_default());
+    }
+
+    /// The pools that are paused because of [`Shared::drain`].
+    pub(crate) fn paused(&self) -> Vec<String> {
+        self.draining().paused.iter().cloned().collect()
+    }
+
     /// Whether a pool is paused because of [`Shared::drain`].
     pub(crate) fn has_paused(&self, pool: &str) -> bool {
         self.draining().paused.contains(pool)
@@ -257,6 +269,11 @@ pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> 
     let room = Arc::clone(&shared.0.room);
     let router = routes::router(shared.clone());
     let manager = Manager::from_environment();
+    // Whoever drained it has not said that this is over because it was started anew.
+    match drained(&shared).await {
+        Ok(paused) => shared.drain_as(paused),
+        Err(error) => tracing::warn!(%error, "ask whether the gateway is drained: it is taken for one that is not"),
+    }
     let mut accepting = JoinSet::new();
     for listener in listeners {
         let address = listener.local_addr()?;
@@ -294,6 +311,14 @@ pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> 
         tracing::info!("some connections were still open at the end");
     }
     Ok(())
+}
+
+/// Whether the daemon was told that the gateway is drained, and what is paused for that.
+async fn drained(shared: &Shared) -> Result<Option<Vec<String>>, LinkError> {
+    let mut link = shared.address().connect().await?;
+    let question = Request::Drain(DrainRequest { draining: None, paused: None });
+    let told: DrainReply = link.call(&question).await?;
+    Ok(told.drained)
 }
 
 /// Takes connections until nobody is served any more.

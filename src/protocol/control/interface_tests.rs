@@ -416,6 +416,7 @@ fn every_reply_is_as_described() {
     let upgraded = UpgradeReply { from: "1.0.0".into(), version: "1.1.0".into(), pid: 1, away_usec: 2, workers: 3 };
     replies.hold("Upgrade", &upgraded);
     replies.hold("Shutdown", &ShutdownReply { remaining: 1, stuck: names() });
+    replies.hold("Drain", &DrainReply { drained: Some(vec!["web".into()]) });
     replies.hold("SetLog", &SetLogReply { previous: "info".into() });
     tokens::hold_tokens(&mut replies);
     let check = Check { name: "cgroup".into(), ok: false, found: "v1".into(), fix: Some("boot with v2".into()) };
