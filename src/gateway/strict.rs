@@ -19,6 +19,8 @@ const FIELDS_MAX: usize = 100;
 const EXTENSION_BYTES_MAX: usize = 64;
 /// The longest size of a chunk, in hexadecimal digits.
 const SIZE_DIGITS_MAX: usize = 15;
+/// The longest length of a body, in decimal digits: every parser can count so far.
+const LENGTH_DIGITS_MAX: usize = 18;
 /// The longest trailer, in bytes.
 const TRAILER_BYTES_MAX: usize = 1_024;
 /// What no parser takes for a request: the library answers it with 400 and closes.
@@ -229,7 +231,9 @@ fn check_head(head: &[u8]) -> Result<(Body, Follows), Violation> {
         if name.eq_ignore_ascii_case(b"host") {
             hosts += 1;
         } else if name.eq_ignore_ascii_case(b"content-length") {
-            let digits = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+            let is_short =
+                |text: &&str| text.len() <= LENGTH_DIGITS_MAX && text.bytes().all(|byte| byte.is_ascii_digit());
+            let digits = std::str::from_utf8(value).ok().filter(is_short);
             let number = digits.and_then(|digits| digits.parse::<u64>().ok());
             if number.is_none() || length.is_some() {
                 return Err(Violation("its length is none"));
@@ -264,11 +268,13 @@ fn check_request_line(line: &[u8]) -> Result<bool, Violation> {
     else {
         return Err(Violation("its first line has not three words"));
     };
-    if method.is_empty() || method.len() > 32 || !method.iter().copied().all(is_token) {
+    // A tunnel has no body, whatever it says of one; and nobody is asked as a proxy.
+    if method.is_empty() || method.len() > 32 || !method.iter().copied().all(is_token) || method == b"CONNECT" {
         return Err(Violation("its method is none"));
     }
-    // Nobody is asked as a proxy, and a fragment is never sent.
-    if target.first() != Some(&b'/') || target.iter().any(|byte| !(0x21..0x7f).contains(byte) || *byte == b'#') {
+    // A fragment is never sent, and what no address has in it neither.
+    let is_none = |byte: &u8| !(0x21..0x7f).contains(byte) || matches!(byte, b'#' | b'<' | b'>' | b'`' | b'"');
+    if target.first() != Some(&b'/') || target.iter().any(is_none) {
         return Err(Violation("its target is none"));
     }
     match version {
@@ -389,6 +395,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         self.inner.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod corpus;
 
 #[cfg(test)]
 mod tests {
