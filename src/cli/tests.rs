@@ -201,6 +201,7 @@ fn worker(name: &str, state: WorkerState) -> WorkerInfo {
         age_seconds: 192,
         restarts: 0,
         missed_heartbeats: 0,
+        last_health: None,
         restart_in_ms: None,
         port: None,
         cgroup: None,

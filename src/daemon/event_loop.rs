@@ -14,7 +14,7 @@ use super::sources::Source;
 use super::state::Daemon;
 use super::timers::Timer;
 use super::{Error, clock};
-use crate::engine::Effect;
+use crate::engine::{Effect, Input};
 
 /// Events that one turn takes from the kernel.
 const EVENTS_A_TURN: usize = 1024;
@@ -145,8 +145,20 @@ impl Daemon {
         self.do_chores();
     }
 
+    /// Notes of whom it was heard in this turn that they are well: by what they said themselves, before anything is said for them.
+    fn note_health(&mut self) {
+        for input in &self.inputs {
+            if let Input::Beat(worker, generation) | Input::BecameReady(worker, generation) = input
+                && let Some(live) = self.live.get_mut(worker).filter(|live| live.generation == *generation)
+            {
+                live.last_health = Some(clock::wall());
+            }
+        }
+    }
+
     /// Has the engine take all inputs, writes down what it decided, and carries it out.
     pub(super) fn decide(&mut self) {
+        self.note_health();
         self.beat_for_held();
         for input in std::mem::take(&mut self.inputs) {
             self.tell_input(&input);

@@ -551,6 +551,7 @@ fn assemble(
         tokens: found.tokens,
         gateway: None,
         gateway_spec: config.gateway,
+        drained: None,
         tasks: super::tasks::Tasks::new(config.tasks, found.tasks),
         session_files,
         written: BTreeMap::new(),

@@ -117,6 +117,8 @@ pub(super) struct Live {
     pub(super) start_failure: Option<StartFailure>,
     /// Number of the next ping.
     pub(super) next_ping: u64,
+    /// When it last answered a health check, or beat.
+    pub(super) last_health: Option<SystemTime>,
     /// What its word of readiness has come to.
     pub(super) ready_word: ReadyWord,
     /// Connections of its leases.
@@ -176,6 +178,7 @@ impl Live {
             waited: None,
             start_failure: None,
             next_ping: 0,
+            last_health: None,
             ready_word: ReadyWord::Unheard,
             leases: Lines::default(),
         }

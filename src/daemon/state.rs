@@ -168,6 +168,8 @@ pub(super) struct Daemon {
     pub(super) gateway: Option<Watched>,
     /// What it is to be.
     pub(super) gateway_spec: Option<GatewaySpec>,
+    /// Where the gateway is drained, the pools that are paused for that: it is kept for the next one.
+    pub(super) drained: Option<Vec<String>>,
     /// Sessions that have ended and are kept, by name.
     pub(super) kept: BTreeMap<String, Kept>,
     /// What tells scripts of that.

@@ -46,6 +46,12 @@ impl Refusal {
         self.status == StatusCode::SERVICE_UNAVAILABLE
     }
 
+    /// What is here is asked by another method; which, the field `Allow` says.
+    pub(crate) fn wrong_method() -> Self {
+        let message = "this is asked by another method: see Allow";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", message)
+    }
+
     pub(crate) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "Not found", "there is nothing of this name here")
     }
@@ -67,6 +73,33 @@ impl IntoResponse for Refusal {
         }
         response
     }
+}
+
+/// The longest sentence of somebody else's that is passed on, in bytes.
+const SENTENCE_BYTES_MAX: usize = 4 * 1024;
+
+/// A refusal that did not come from here, as it would have: what takes requests apart says in plain text what is wrong with
+/// one. Everything else is as it was.
+pub(crate) async fn in_own_words(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let is_own = kind.starts_with("application/json");
+    if is_own || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let said = axum::body::to_bytes(body, SENTENCE_BYTES_MAX).await.unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let sentence = said.lines().next().filter(|line| !line.is_empty());
+    let words = status.canonical_reason().unwrap_or("Refused");
+    let message = sentence.unwrap_or("the request cannot be taken as it is");
+    let mut answer = Refusal::new(status, words, message).into_response();
+    for (name, value) in &parts.headers {
+        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
+            answer.headers_mut().append(name, value.clone());
+        }
+    }
+    answer
 }
 
 impl From<LinkError> for Refusal {

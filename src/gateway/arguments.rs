@@ -1,8 +1,10 @@
 //! What the daemon tells the gateway when it starts it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use halsup::spec::PoolName;
 
 /// HTTP for a halsup daemon. Started by the daemon, by `[gateway]` of its configuration.
 #[derive(Debug, Clone, Parser)]
@@ -17,6 +19,9 @@ pub(crate) struct Arguments {
     /// The pool that `/health/pool` speaks of.
     #[arg(long, value_name = "NAME")]
     pub(crate) pool: Option<String>,
+    /// A socket that was passed and the pool that is alone behind it.
+    #[arg(long = "door", value_name = "ADDRESS=POOL", value_parser = door)]
+    pub(crate) doors: Vec<(SocketAddr, PoolName)>,
     /// What `/hello` says that it is called.
     #[arg(long, value_name = "ID", default_value = "worker-1")]
     pub(crate) worker_id: String,
@@ -26,4 +31,10 @@ pub(crate) struct Arguments {
     /// The daemon's socket for it.
     #[arg(long, value_name = "PATH", default_value = "/daemon/control.sock")]
     pub(crate) daemon: PathBuf,
+}
+
+fn door(text: &str) -> Result<(SocketAddr, PoolName), String> {
+    let (address, pool) = text.split_once('=').ok_or("an address, = and a pool")?;
+    let address = address.parse().map_err(|error| format!("{address}: {error}"))?;
+    Ok((address, PoolName::parse(pool).map_err(|error| format!("{pool}: {}", error.expected))?))
 }

@@ -7,6 +7,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 
+use crate::routes::{Door, WORK};
 use crate::serve::Shared;
 
 /// Requests by route and by the first digit of their status.
@@ -28,6 +29,8 @@ impl Counts {
 /// Counts a request by what it was answered.
 pub(crate) async fn count(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    // Whichever way it came, it was work.
+    let route = route.or_else(|| request.extensions().get::<Door>().map(|_| WORK.to_owned()));
     let response = next.run(request).await;
     shared.counts().add(route.as_deref().unwrap_or("none"), response.status().as_u16() / 100);
     response

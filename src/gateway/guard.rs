@@ -8,8 +8,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use crate::answer::Refusal;
+use crate::answer::{Refusal, in_own_words};
+use crate::routes::Door;
 use crate::serve::Shared;
+use crate::upgrade;
 
 /// What a request has shown: a token, or nothing.
 #[derive(Debug, Clone)]
@@ -34,14 +36,22 @@ const ANSWER_HEADERS: [(HeaderName, &str); 6] = [
 pub(crate) async fn guard(State(shared): State<Shared>, mut request: Request, next: Next) -> Response {
     let checked = check(&shared, &request);
     let is_work = is_work(&request);
+    let is_held = upgrade::is_held(request.version(), request.headers());
     let mut response = match checked {
         Ok(shown) => {
             request.extensions_mut().insert(shown);
-            next.run(request).await
+            let response = next.run(request).await;
+            if is_work { response } else { in_own_words(response).await }
         }
         Err(refusal) => refusal.into_response(),
     };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return response;
+    }
     let headers = response.headers_mut();
+    if is_held {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     // A worker's own answers are its own.
     if is_work && headers.contains_key(header::CONTENT_SECURITY_POLICY) {
         headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
@@ -61,6 +71,15 @@ fn check(shared: &Shared, request: &Request) -> Result<Shown, Refusal> {
         return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "Misdirected request", message));
     }
     let shown = shown(headers)?;
+    let asks_for = upgrade::wanted(request.version(), headers)?;
+    if asks_for.is_some() && !is_work(request) {
+        let message = "only HTTP is spoken here: another protocol can be had of a pool that serves it, below /w/POOL/";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "Bad request", message));
+    }
+    // Nobody but its pages keeps a browser from opening such a connection to wherever it likes.
+    if asks_for.is_some() {
+        check_origin(shared, headers)?;
+    }
     if changes(request.method()) {
         check_origin(shared, headers)?;
         // What a worker is sent is for the worker to judge, and who may send it something for the daemon.
@@ -77,7 +96,7 @@ fn check(shared: &Shared, request: &Request) -> Result<Shown, Refusal> {
 
 /// Whether this is for a worker.
 fn is_work(request: &Request) -> bool {
-    request.uri().path().starts_with("/w/")
+    request.uri().path().starts_with("/w/") || request.extensions().get::<Door>().is_some()
 }
 
 /// Whether a request of this method changes something.

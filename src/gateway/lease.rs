@@ -11,10 +11,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Request, Response};
+use axum::http::{Request, Response, StatusCode, header};
 use halsup::protocol::control::{
-    EndLeaseReply, EndLeaseRequest, LeaseOutcome, LeaseReply, LeaseRequest, Request as Call,
+    CallFailure, EndLeaseReply, EndLeaseRequest, LeaseOutcome, LeaseReply, LeaseRequest, Request as Call,
 };
+use halsup::protocol::service::ServiceError;
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -23,14 +24,37 @@ use tokio::task::AbortHandle;
 
 use crate::clock::{self, Instant};
 use crate::link::{Address, Link, LinkError};
+use crate::tunnel::{Changed, End};
 
 /// A worker, held.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    link: Link,
     socket: OwnedFd,
+    held: Held,
+}
+
+/// What holds it.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) link: Link,
     pub(crate) told: LeaseReply,
     place: OwnedSemaphorePermit,
+}
+
+/// What a worker has answered.
+#[derive(Debug)]
+pub(crate) enum Answered {
+    /// Whatever it is: its end is the lease's.
+    With(Response<Body>),
+    /// It speaks another protocol from now on.
+    Changed(Response<()>, Box<Changed>),
+}
+
+/// Whether a request asks its worker for another protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wants {
+    Answer,
+    Upgrade,
 }
 
 /// How a request to a worker failed.
@@ -66,27 +90,34 @@ impl Lease {
     ) -> Result<Self, LinkError> {
         let mut link = address.connect().await?;
         if let Some(token) = token {
-            link.identify(Some(token)).await?;
+            // As everywhere: a token that is none is as good as nothing, and another thing than one that does not reach so far.
+            link.identify(Some(token)).await.map_err(|error| match error {
+                LinkError::Failed(CallFailure::Service(ServiceError::PermissionDenied {})) => LinkError::NoToken,
+                other @ (LinkError::Unreachable(_)
+                | LinkError::Silent
+                | LinkError::Busy
+                | LinkError::Garbled
+                | LinkError::NoToken
+                | LinkError::Failed(_)) => other,
+            })?;
         }
         // The daemon knows how long it may take, and always answers.
         link.ask(&Call::Lease(Box::new(wanted)), false).await?;
         let (told, _) = link.answer::<LeaseReply>().await?;
         let socket = link.take_passed().ok_or(LinkError::Garbled)?;
-        Ok(Self { link, socket, told, place })
+        Ok(Self { socket, held: Held { link, told, place } })
     }
 
-    /// Sends a request and waits for the head of its answer until `due`. The answer's body ends the lease.
-    pub(crate) async fn send(mut self, request: Request<Body>, due: Instant) -> Result<Response<Body>, Trouble> {
-        let failed = |error: &dyn std::error::Error| {
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(cause) = source {
-                text = format!("{text}: {cause}");
-                source = cause.source();
-            }
-            text
-        };
-        let stream = match tokio::net::TcpStream::from_std(TcpStream::from(self.socket)) {
+    /// What the daemon has said of it.
+    pub(crate) const fn told(&self) -> &LeaseReply {
+        &self.held.told
+    }
+
+    /// Sends a request and waits for the head of its answer until `due`. The answer's body ends the lease, or what is said
+    /// in another protocol.
+    pub(crate) async fn send(self, request: Request<Body>, wants: Wants, due: Instant) -> Result<Answered, Trouble> {
+        let Self { socket, mut held } = self;
+        let stream = match tokio::net::TcpStream::from_std(TcpStream::from(socket)) {
             Ok(stream) => stream,
             Err(error) => return Err(Trouble::Unsent(Box::new(request), failed(&error))),
         };
@@ -94,11 +125,11 @@ impl Lease {
             Ok(both) => both,
             Err(error) => return Err(Trouble::Unsent(Box::new(request), failed(&error))),
         };
-        let connection = Task(tokio::spawn(connection).abort_handle());
+        let connection = Task(tokio::spawn(connection.with_upgrades()).abort_handle());
         let answered = tokio::select! {
             answered = sender.try_send_request(request) => answered,
             () = tokio::time::sleep_until(due) => return Err(Trouble::Late),
-            () = self.link.closed() => return Err(Trouble::Ended),
+            () = held.link.closed() => return Err(Trouble::Ended),
         };
         let response = match answered {
             Ok(response) => response,
@@ -106,16 +137,75 @@ impl Lease {
                 let reason = failed(error.error());
                 if let Some(request) = error.take_message() {
                     // It says nothing of the worker but that it cannot be reached, which is enough.
-                    end(&mut self.link, &self.told.lease, LeaseOutcome::Failed).await;
+                    held.failed().await;
                     return Err(Trouble::Unsent(Box::new(request), reason));
                 }
                 if clock::now() >= due {
                     return Err(Trouble::Late);
                 }
-                end(&mut self.link, &self.told.lease, LeaseOutcome::Failed).await;
+                held.failed().await;
                 return Err(Trouble::Broken(reason));
             }
         };
+        match (response.status(), wants) {
+            (StatusCode::SWITCHING_PROTOCOLS, Wants::Upgrade) => change(response, held, connection, due).await,
+            (StatusCode::SWITCHING_PROTOCOLS, Wants::Answer) => {
+                held.failed().await;
+                Err(Trouble::Broken("it changed its protocol unasked".to_owned()))
+            }
+            _ => Ok(Answered::With(held.answer(response, connection))),
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+fn failed(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Takes the connection back from what spoke HTTP on it.
+async fn change(response: Response<Incoming>, mut held: Held, task: Task, due: Instant) -> Result<Answered, Trouble> {
+    let (parts, body) = response.into_parts();
+    let head = Response::from_parts(parts.clone(), ());
+    if !head.headers().contains_key(header::UPGRADE) {
+        held.failed().await;
+        return Err(Trouble::Broken("it changed its protocol and did not say to which".to_owned()));
+    }
+    let upgraded = hyper::upgrade::on(Response::from_parts(parts, body));
+    let Ok(upgraded) = tokio::time::timeout_at(due, upgraded).await else { return Err(Trouble::Late) };
+    let ended = match upgraded {
+        Ok(upgraded) => {
+            upgraded.downcast::<TokioIo<tokio::net::TcpStream>>().map_err(|_other| "it was lost".to_owned())
+        }
+        Err(error) => Err(failed(&error)),
+    };
+    drop(task);
+    match ended {
+        Ok(parts) => {
+            let worker = End { stream: parts.io.into_inner(), early: parts.read_buf };
+            Ok(Answered::Changed(head, Box::new(Changed { worker, held })))
+        }
+        Err(reason) => {
+            held.failed().await;
+            Err(Trouble::Broken(reason))
+        }
+    }
+}
+
+impl Held {
+    /// Its request was not answered, or not to the end.
+    async fn failed(&mut self) {
+        end(&mut self.link, &self.told.lease, LeaseOutcome::Failed).await;
+    }
+
+    /// An answer that ends the lease when it ends.
+    fn answer(self, response: Response<Incoming>, connection: Task) -> Response<Body> {
         let outcome = if response.status().is_server_error() { LeaseOutcome::ServerError } else { LeaseOutcome::Done };
         let (said, says) = oneshot::channel();
         let (confirms, confirmed) = oneshot::channel();
@@ -135,7 +225,7 @@ impl Lease {
         if answer.inner.is_end_stream() {
             answer.say(outcome);
         }
-        Ok(Response::from_parts(parts, Body::new(answer)))
+        Response::from_parts(parts, Body::new(answer))
     }
 }
 
@@ -143,7 +233,7 @@ impl Lease {
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Says how a lease has ended; whether it had not before.
-async fn end(link: &mut Link, lease: &str, outcome: LeaseOutcome) -> bool {
+pub(crate) async fn end(link: &mut Link, lease: &str, outcome: LeaseOutcome) -> bool {
     let request = Call::EndLease(EndLeaseRequest { lease: lease.to_owned(), outcome });
     let ended = tokio::time::timeout(END_PATIENCE, link.call::<EndLeaseReply>(&request)).await;
     matches!(ended, Ok(Ok(EndLeaseReply { ended: true })))

@@ -3,7 +3,8 @@
 //!
 //! It decides nothing: what somebody may do is for the daemon to say, by the token that they have shown. The order in which
 //! the files are best read: `serve` (connections), `strict` and `guard` (what is refused before anybody looks at it),
-//! `routes` (what is answered), `link` (the way to the daemon), `lease` (the way to a worker).
+//! `routes` (what is answered), `link` (the way to the daemon), `lease` (the way to a worker), `tunnel` (what follows where that is
+//! no longer HTTP).
 
 mod answer;
 mod arguments;
@@ -21,6 +22,8 @@ mod snapshot;
 mod sse;
 mod strict;
 mod tickets;
+mod tunnel;
+mod upgrade;
 
 use std::process::ExitCode;
 

@@ -20,7 +20,7 @@ use axum::response::IntoResponse as _;
 use axum::routing::{MethodRouter, any, delete, get, post};
 use axum::{Extension, Router, middleware};
 
-pub(crate) use work::Peer;
+pub(crate) use work::{Door, Peer};
 
 use crate::answer::Refusal;
 use crate::counts::count;
@@ -29,6 +29,9 @@ use crate::serve::Shared;
 
 /// The longest body where a route says nothing else, in bytes.
 const BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// Requests for workers, in the table and in what is counted.
+pub(crate) const WORK: &str = "/w/{pool}/{*path}";
 
 /// Method and path of all that is answered, and by what. `openapi.json` tells of each.
 fn table() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
@@ -89,12 +92,22 @@ pub(crate) fn router(shared: Shared) -> Router {
         .fold(Router::new(), |router, (_, path, route)| router.route(path, route))
         .route("/w/{pool}", any(work::work))
         .route("/w/{pool}/", any(work::work))
-        .route("/w/{pool}/{*path}", any(work::work))
+        .route(WORK, any(work::work))
         .fallback(nothing)
-        .method_not_allowed_fallback(nothing)
+        .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(shared.clone(), guard))
         .layer(middleware::from_fn_with_state(shared.clone(), count))
+        .with_state(shared)
+}
+
+/// What is answered where one pool is alone: everything by its workers.
+pub(crate) fn door(shared: Shared, door: Door) -> Router {
+    Router::new()
+        .fallback(work::work)
+        .layer(middleware::from_fn_with_state(shared.clone(), guard))
+        .layer(middleware::from_fn_with_state(shared.clone(), count))
+        .layer(Extension(door))
         .with_state(shared)
 }
 
@@ -102,6 +115,14 @@ pub(crate) fn router(shared: Shared) -> Router {
 async fn nothing(State(shared): State<Shared>, Extension(shown): Extension<Shown>) -> axum::response::Response {
     match shared.link(&shown).await {
         Ok(_) => Refusal::not_found().into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Something else is here: said to who may look.
+async fn wrong_method(State(shared): State<Shared>, Extension(shown): Extension<Shown>) -> axum::response::Response {
+    match shared.link(&shown).await {
+        Ok(_) => Refusal::wrong_method().into_response(),
         Err(refusal) => refusal.into_response(),
     }
 }

@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use halsup::host::spawn::take_inherited;
-use halsup::protocol::control::IdentifyReply;
+use halsup::protocol::control::{DrainReply, DrainRequest, IdentifyReply, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +28,7 @@ use crate::guard::Shown;
 use crate::hub::Hubs;
 use crate::link::{Address, Link, LinkError};
 use crate::manager::Manager;
-use crate::routes::{self, Peer};
+use crate::routes::{self, Door, Peer};
 use crate::sse::{LOGS_MAX, STREAMS_MAX, Streams};
 use crate::strict::Strict;
 use crate::tickets::Tickets;
@@ -39,6 +39,8 @@ use halsup::protocol::service::ServiceError;
 const LISTENERS_MAX: usize = 64;
 /// How many connections there may be.
 const CONNECTIONS_MAX: usize = 1_024;
+/// How many of them may have changed their protocol: each holds a worker for long, and leaves places for requests that do not.
+const UPGRADES_MAX: usize = 48;
 /// How many requests are in workers, or wait for one: each has a connection to the daemon, and others need some too.
 const LEASES_MAX: usize = 128;
 /// A head has to be whole within this time, and a connection that says nothing is closed after it.
@@ -68,6 +70,8 @@ struct Inner {
     leases: Arc<Semaphore>,
     /// Places of connections that are free.
     room: Arc<Semaphore>,
+    /// Of those that have changed their protocol.
+    upgrades: Arc<Semaphore>,
     /// Says when the gateway ends.
     ending: watch::Receiver<()>,
     tickets: Tickets,
@@ -93,6 +97,7 @@ impl Shared {
             own,
             leases: Arc::new(Semaphore::new(LEASES_MAX)),
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            upgrades: Arc::new(Semaphore::new(UPGRADES_MAX)),
             ending,
             tickets: Tickets::default(),
             streams: Streams::new(STREAMS_MAX),
@@ -144,6 +149,18 @@ impl Shared {
         self.draining().is_on = is_on;
     }
 
+    /// As an earlier gateway was, by what the daemon has kept of it: `None` where it was not drained.
+    fn drain_as(&self, paused: Option<Vec<String>>) {
+        let mut draining = self.draining();
+        draining.is_on = paused.is_some();
+        draining.paused.extend(paused.unwrap_or_default());
+    }
+
+    /// The pools that are paused because of [`Shared::drain`].
+    pub(crate) fn paused(&self) -> Vec<String> {
+        self.draining().paused.iter().cloned().collect()
+    }
+
     /// Whether a pool is paused because of [`Shared::drain`].
     pub(crate) fn has_paused(&self, pool: &str) -> bool {
         self.draining().paused.contains(pool)
@@ -179,6 +196,11 @@ impl Shared {
             // Nobody closes it.
             Err(_closed) => std::future::pending().await,
         }
+    }
+
+    /// A place for a connection that changes its protocol, if one is free.
+    pub(crate) fn upgrade_place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.upgrades).try_acquire_owned().ok()
     }
 
     /// What this worker is called, in short and in words.
@@ -249,13 +271,22 @@ pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> 
     let bound = listeners.iter().filter_map(|listener| listener.local_addr().ok()).map(|address| address.ip());
     // One that listens on all addresses has not been told which of them are meant.
     let shared = Shared::new(arguments, bound.filter(|address| !address.is_unspecified()).collect(), closed.clone());
+    let doors = shared.0.arguments.doors.clone();
     let room = Arc::clone(&shared.0.room);
-    let router = routes::router(shared);
+    let router = routes::router(shared.clone());
     let manager = Manager::from_environment();
+    // Whoever drained it has not said that this is over because it was started anew.
+    match drained(&shared).await {
+        Ok(paused) => shared.drain_as(paused),
+        Err(error) => tracing::warn!(%error, "ask whether the gateway is drained: it is taken for one that is not"),
+    }
     let mut accepting = JoinSet::new();
     for listener in listeners {
+        let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        accepting.spawn(accept(listener, router.clone(), Arc::clone(&room), closed.clone()));
+        let door = doors.iter().find(|(own, _)| *own == address).map(|(_, pool)| Door(pool.clone()));
+        let router = door.map_or_else(|| router.clone(), |door| routes::door(shared.clone(), door));
+        accepting.spawn(accept(listener, router, Arc::clone(&room), closed.clone()));
     }
     let mut ended = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
@@ -277,11 +308,10 @@ pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> 
     manager.stopping();
     drop(open);
     let last = async {
-        while let Some(ended) = accepting.join_next().await {
-            if let Ok(graceful) = ended {
-                graceful.shutdown().await;
-            }
-        }
+        while accepting.join_next().await.is_some() {}
+        // Every connection has one of its places, to its end.
+        let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+        drop(room.acquire_many(all).await);
     };
     if tokio::time::timeout(END_PATIENCE, last).await.is_err() {
         tracing::info!("some connections were still open at the end");
@@ -289,14 +319,21 @@ pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> 
     Ok(())
 }
 
-/// Takes connections until nobody is served any more; those that there are then, to be ended.
+/// Whether the daemon was told that the gateway is drained, and what is paused for that.
+async fn drained(shared: &Shared) -> Result<Option<Vec<String>>, LinkError> {
+    let mut link = shared.address().connect().await?;
+    let question = Request::Drain(DrainRequest { draining: None, paused: None });
+    let told: DrainReply = link.call(&question).await?;
+    Ok(told.drained)
+}
+
+/// Takes connections until nobody is served any more.
 async fn accept(
     listener: tokio::net::TcpListener,
     router: Router,
     room: Arc<Semaphore>,
     mut closed: watch::Receiver<()>,
-) -> GracefulShutdown {
-    let graceful = GracefulShutdown::new();
+) {
     loop {
         // Where all places are taken, whoever comes waits in the socket's own queue.
         let next = async {
@@ -305,14 +342,14 @@ async fn accept(
         };
         let (place, accepted) = tokio::select! {
             next = next => next,
-            _ = closed.changed() => return graceful,
+            _ = closed.changed() => return,
         };
         match (place, accepted) {
             (Ok(place), Ok((stream, peer))) => {
-                tokio::spawn(connection(stream, Peer(peer.ip()), router.clone(), &graceful, place));
+                tokio::spawn(connection(stream, Peer(peer.ip()), router.clone(), closed.clone(), place));
             }
             // Nobody closes it.
-            (Err(_), _) => return graceful,
+            (Err(_), _) => return,
             (_, Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             (_, Err(error)) => {
                 tracing::warn!(%error, "accept a connection; it is tried again");
@@ -322,13 +359,13 @@ async fn accept(
     }
 }
 
-fn connection(
+async fn connection(
     stream: TcpStream,
     peer: Peer,
     router: Router,
-    graceful: &GracefulShutdown,
+    mut closed: watch::Receiver<()>,
     place: OwnedSemaphorePermit,
-) -> impl Future<Output = ()> + use<> {
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "have a connection send at once");
     }
@@ -336,9 +373,13 @@ fn connection(
     if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BYTES) {
         tracing::debug!(%error, "bound what a connection keeps");
     }
+    // What a request makes of its connection may last longer than this.
+    let room = Room(Arc::new(place));
+    let kept = room.clone();
     let answers = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(room.clone());
         answers.call(request)
     });
     let served = http1::Builder::new()
@@ -346,15 +387,25 @@ fn connection(
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(FIELDS_MAX)
         .max_buf_size(BUFFER_BYTES)
-        .serve_connection(TokioIo::new(Strict::new(stream)), service);
-    let served = graceful.watch(served);
-    async move {
-        if let Err(error) = served.await {
-            tracing::debug!(%error, "a connection ended");
+        .serve_connection(TokioIo::new(Strict::new(stream)), service)
+        .with_upgrades();
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        _ = closed.changed() => {
+            served.as_mut().graceful_shutdown();
+            served.await
         }
-        drop(place);
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended");
     }
+    drop(kept);
 }
+
+/// The place of a connection among all.
+#[derive(Debug, Clone)]
+pub(crate) struct Room(pub(crate) Arc<OwnedSemaphorePermit>);
 
 #[cfg(test)]
 mod tests {
@@ -364,6 +415,7 @@ mod tests {
         let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
         let arguments = Arguments {
             hosts,
+            doors: Vec::new(),
             open_status: true,
             pool: None,
             worker_id: "w".into(),

@@ -9,6 +9,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::upgrade::names_upgrade;
+
 /// The longest head, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The most fields in a head.
@@ -17,6 +19,8 @@ const FIELDS_MAX: usize = 100;
 const EXTENSION_BYTES_MAX: usize = 64;
 /// The longest size of a chunk, in hexadecimal digits.
 const SIZE_DIGITS_MAX: usize = 15;
+/// The longest length of a body, in decimal digits: every parser can count so far.
+const LENGTH_DIGITS_MAX: usize = 18;
 /// The longest trailer, in bytes.
 const TRAILER_BYTES_MAX: usize = 1_024;
 /// What no parser takes for a request: the library answers it with 400 and closes.
@@ -35,6 +39,14 @@ enum Body {
     Chunked,
 }
 
+/// What comes behind a request without a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Request,
+    /// Perhaps another protocol.
+    Unknown,
+}
+
 #[derive(Debug)]
 enum State {
     /// Within a head, of which this has come.
@@ -47,6 +59,9 @@ enum State {
     SizeEnd(usize),
     /// Lines behind the last chunk.
     Trailer(Vec<u8>),
+    /// A request has asked for another protocol: what comes behind it is no request, and is kept as it is until that is
+    /// decided. Where it stays HTTP the connection ends with the answer.
+    Held(Vec<u8>),
 }
 
 /// Follows what a client sends, and gives out what may be given to a parser.
@@ -70,9 +85,10 @@ impl Scanner {
                 State::Head(head) => {
                     let (taken, whole) = take_to(head, bytes, b"\r\n\r\n", HEAD_BYTES_MAX)?;
                     if whole {
-                        let body = check_head(head)?;
+                        let (body, follows) = check_head(head)?;
                         out.extend_from_slice(head);
                         self.state = match body {
+                            Body::None | Body::Length(0) if follows == Follows::Unknown => State::Held(Vec::new()),
                             Body::None | Body::Length(0) => State::Head(Vec::new()),
                             Body::Length(length) => State::Data(length, false),
                             Body::Chunked => State::Size(Vec::new()),
@@ -121,9 +137,18 @@ impl Scanner {
                     }
                     bytes.get(taken..).unwrap_or_default()
                 }
+                State::Held(held) => {
+                    held.extend_from_slice(bytes);
+                    &[]
+                }
             };
         }
         Ok(())
+    }
+
+    /// What came behind a request for another protocol, if there was one.
+    const fn held(&self) -> Option<&Vec<u8>> {
+        if let State::Held(held) = &self.state { Some(held) } else { None }
     }
 }
 
@@ -192,11 +217,12 @@ const fn is_token(byte: u8) -> bool {
         )
 }
 
-fn check_head(head: &[u8]) -> Result<Body, Violation> {
+fn check_head(head: &[u8]) -> Result<(Body, Follows), Violation> {
     let head = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
     let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let is_newer = check_request_line(lines.next().unwrap_or_default())?;
     let (mut length, mut chunked, mut hosts) = (None, false, 0);
+    let mut follows = Follows::Request;
     for (count, line) in lines.enumerate() {
         if count >= FIELDS_MAX {
             return Err(Violation("there are too many fields"));
@@ -205,7 +231,9 @@ fn check_head(head: &[u8]) -> Result<Body, Violation> {
         if name.eq_ignore_ascii_case(b"host") {
             hosts += 1;
         } else if name.eq_ignore_ascii_case(b"content-length") {
-            let digits = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+            let is_short =
+                |text: &&str| text.len() <= LENGTH_DIGITS_MAX && text.bytes().all(|byte| byte.is_ascii_digit());
+            let digits = std::str::from_utf8(value).ok().filter(is_short);
             let number = digits.and_then(|digits| digits.parse::<u64>().ok());
             if number.is_none() || length.is_some() {
                 return Err(Violation("its length is none"));
@@ -218,6 +246,8 @@ fn check_head(head: &[u8]) -> Result<Body, Violation> {
             chunked = true;
         } else if name.eq_ignore_ascii_case(b"expect") && !value.eq_ignore_ascii_case(b"100-continue") {
             return Err(Violation("what it expects is nothing"));
+        } else if name.eq_ignore_ascii_case(b"connection") && is_newer && names_upgrade(value) {
+            follows = Follows::Unknown;
         }
     }
     if hosts != 1 {
@@ -225,9 +255,9 @@ fn check_head(head: &[u8]) -> Result<Body, Violation> {
     }
     match (length, chunked) {
         (Some(_), true) => Err(Violation("it has two lengths")),
-        (Some(length), false) => Ok(Body::Length(length)),
-        (None, true) => Ok(Body::Chunked),
-        (None, false) => Ok(Body::None),
+        (Some(length), false) => Ok((Body::Length(length), follows)),
+        (None, true) => Ok((Body::Chunked, follows)),
+        (None, false) => Ok((Body::None, follows)),
     }
 }
 
@@ -238,11 +268,13 @@ fn check_request_line(line: &[u8]) -> Result<bool, Violation> {
     else {
         return Err(Violation("its first line has not three words"));
     };
-    if method.is_empty() || method.len() > 32 || !method.iter().copied().all(is_token) {
+    // A tunnel has no body, whatever it says of one; and nobody is asked as a proxy.
+    if method.is_empty() || method.len() > 32 || !method.iter().copied().all(is_token) || method == b"CONNECT" {
         return Err(Violation("its method is none"));
     }
-    // Nobody is asked as a proxy, and a fragment is never sent.
-    if target.first() != Some(&b'/') || target.iter().any(|byte| !(0x21..0x7f).contains(byte) || *byte == b'#') {
+    // A fragment is never sent, and what no address has in it neither.
+    let is_none = |byte: &u8| !(0x21..0x7f).contains(byte) || matches!(byte, b'#' | b'<' | b'>' | b'`' | b'"');
+    if target.first() != Some(&b'/') || target.iter().any(is_none) {
         return Err(Violation("its target is none"));
     }
     match version {
@@ -282,6 +314,16 @@ impl<S> Strict<S> {
         Self { inner, scanner: Scanner::new(), sound: Vec::new(), given: 0, broken: false }
     }
 
+    /// The connection itself, and what came behind the request that has changed its protocol.
+    pub(crate) fn into_parts(self) -> (S, Vec<u8>) {
+        match self.scanner.state {
+            State::Held(held) => (self.inner, held),
+            State::Head(_) | State::Data(..) | State::Size(_) | State::SizeEnd(_) | State::Trailer(_) => {
+                (self.inner, Vec::new())
+            }
+        }
+    }
+
     fn give(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         let rest = self.sound.get(self.given..).unwrap_or_default();
         if rest.is_empty() {
@@ -304,6 +346,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
             if self.give(buffer) || self.broken {
                 return Poll::Ready(Ok(()));
             }
+            // What follows can be read by whoever takes the connection over; until then it waits in the kernel.
+            if self.scanner.held().is_some_and(|held| held.len() >= READ_BYTES) {
+                return Poll::Pending;
+            }
             let mut space = [0; READ_BYTES];
             let mut read = ReadBuf::new(&mut space);
             ready!(Pin::new(&mut self.inner).poll_read(cx, &mut read))?;
@@ -317,7 +363,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
                 match this.scanner.state {
                     State::Head(_) => this.sound.extend_from_slice(NO_REQUEST),
                     // Its body ends in the middle, and with it the connection.
-                    State::Data(..) | State::Size(_) | State::SizeEnd(_) | State::Trailer(_) => {}
+                    State::Data(..) | State::Size(_) | State::SizeEnd(_) | State::Trailer(_) | State::Held(_) => {}
                 }
             }
         }
@@ -349,6 +395,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         self.inner.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod corpus;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,8 @@
 //! Whose a listening port is: before a worker's port is trusted, the socket behind it has to be one of the worker's own.
 //!
 //! The kernel's tables say which socket gets connections to the port, and the descriptors of the processes in the worker's
-//! cgroup whether it is among them. Done once for each spawn of a worker: while it holds the port, nobody else can.
+//! cgroup whether it is among them. Done once for each spawn of a worker: while it holds the port, nobody else can. Where it
+//! fails the caller remembers it for a while, since whoever waits for an answer here is the daemon's loop.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,7 +14,7 @@ use super::cgroup::{CgroupError, WorkerCgroup};
 /// Processes of a worker that are looked at.
 const PROCESSES_MAX: usize = 1_024;
 /// Their descriptors.
-const DESCRIPTORS_MAX: usize = 16_384;
+const DESCRIPTORS_MAX: usize = 2_048;
 /// Listening sockets of this network that are looked at.
 const LISTENERS_MAX: usize = 65_536;
 
@@ -43,6 +44,22 @@ pub enum ListenerError {
         /// The port.
         port: u16,
     },
+    /// More descriptors than are looked at.
+    #[error(
+        "nobody is found who listens on port {port}, among the first {DESCRIPTORS_MAX} descriptors of its processes"
+    )]
+    TooMany {
+        /// The port.
+        port: u16,
+    },
+}
+
+impl ListenerError {
+    /// Whether it took long to find out, and takes so again.
+    #[must_use]
+    pub const fn is_costly(&self) -> bool {
+        matches!(self, Self::Foreign { .. } | Self::TooMany { .. })
+    }
 }
 
 /// Checks that whatever gets connections to `127.0.0.1:port` is a socket of a process in `cgroup`.
@@ -67,9 +84,12 @@ pub fn check_listener(port: u16, cgroup: &WorkerCgroup) -> Result<(), ListenerEr
         // Processes come and go while this looks; one that cannot be read holds nothing that can be believed.
         let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
         for descriptor in descriptors.flatten() {
+            if wanted.is_empty() {
+                break;
+            }
             looks += 1;
             if looks > DESCRIPTORS_MAX {
-                return Err(ListenerError::Foreign { port });
+                return Err(ListenerError::TooMany { port });
             }
             let link = fs::read_link(descriptor.path());
             if link.is_ok_and(|target| inode(&target.to_string_lossy()).is_some_and(|inode| wanted.remove(&inode))) {

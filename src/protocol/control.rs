@@ -6,6 +6,7 @@
 
 mod certificate;
 mod claim;
+mod drain;
 mod error;
 mod execute;
 mod image;
@@ -29,6 +30,7 @@ pub use claim::{
     CLAIM_ITEMS_MAX, ClaimReply, ClaimRequest, Claimed, ClaimsInfo, PATIENCE_SECONDS_MAX, PauseRequest, PoolRequest,
     ReleaseReply, ReleaseRequest, TuneRequest, is_session_name,
 };
+pub use drain::{DRAINED_MAX, DrainReply, DrainRequest};
 pub use error::{Error, Failure as CallFailure};
 pub use execute::{
     AffinityMode, Bill, BreakerPosition, CloseSessionRequest, DeskStats, ExecuteReply, ExecuteRequest, MadePayload,

@@ -21,6 +21,8 @@ pub const GATEWAY_SOCKET_DIR: &str = "/daemon";
 pub struct GatewaySpec {
     /// Where it listens.
     pub listen: Vec<SocketAddr>,
+    /// Where it answers with one pool alone, and with which.
+    pub doors: Vec<(SocketAddr, PoolName)>,
     /// Names that a request's `Host` may have, beside the literal addresses of loopback and `localhost`.
     pub hosts: Vec<String>,
     /// Whether status is told without a token.
@@ -49,7 +51,8 @@ impl GatewaySpec {
         spec.seccomp = Seccomp::Gateway;
         // What it serves was bound in the daemon's network; for itself it needs none, and can reach nobody in it.
         spec.net = Net::Own;
-        spec.listen = self.listen.iter().copied().map(Listen::Tcp).collect();
+        let doors = self.doors.iter().map(|(address, _)| *address);
+        spec.listen = self.listen.iter().copied().chain(doors).map(Listen::Tcp).collect();
         spec.limits.memory_bytes = Some(Limit { value: self.memory_bytes, asked: false });
         spec.limits.pids = Some(Limit { value: 16, asked: false });
         spec.rlimits.insert("nofile".to_owned(), 4_096);
@@ -82,6 +85,9 @@ impl GatewaySpec {
         let mut command = vec![GATEWAY_PROGRAM.to_owned()];
         for host in &self.hosts {
             command.extend(["--host".to_owned(), host.clone()]);
+        }
+        for (address, pool) in &self.doors {
+            command.extend(["--door".to_owned(), format!("{address}={pool}")]);
         }
         if self.open_status {
             command.push("--open-status".to_owned());

@@ -194,12 +194,22 @@ pub struct ServeHttp {
     pub request_bytes_max: u64,
     /// The longest body of an answer, in bytes.
     pub answer_bytes_max: Option<u64>,
+    /// How long a connection may last that has changed its protocol; `None` lets none change it.
+    pub upgrade_max: Option<Duration>,
+    /// Such a connection is over after this long without a byte, either way.
+    pub upgrade_idle: Duration,
 }
 
-/// For who has a token; 64 MiB there, anything back.
+/// For who has a token; 64 MiB there, anything back; an hour for a connection that has changed its protocol.
 impl Default for ServeHttp {
     fn default() -> Self {
-        Self { open: false, request_bytes_max: 64 << 20, answer_bytes_max: None }
+        Self {
+            open: false,
+            request_bytes_max: 64 << 20,
+            answer_bytes_max: None,
+            upgrade_max: Some(Duration::from_secs(3_600)),
+            upgrade_idle: Duration::from_secs(60),
+        }
     }
 }
 

@@ -173,6 +173,7 @@ impl Daemon {
             age_seconds: age.as_secs(),
             restarts: view.restarts,
             missed_heartbeats: view.missed,
+            last_health: live.and_then(|live| live.last_health).map(clock::rfc3339),
             restart_in_ms: view.restart_at.map(|at| self.milliseconds_until(at)),
             port: live.and_then(|live| live.told.port).or_else(told_port),
             cgroup: pool.zip(live).and_then(|(pool, live)| self.cgroup_of(pool, live)),

@@ -7,8 +7,8 @@ use super::client::{Client, Task};
 use super::roles;
 use crate::engine::RequestId;
 use crate::protocol::control::{
-    ConfigReply, DoctorReply, Empty, Error, EventKind, EventsReply, EventsRequest, Request, SetLogReply,
-    ShutdownRequest, UpgradeRequest,
+    ConfigReply, DoctorReply, DrainReply, DrainRequest, Empty, Error, EventKind, EventsReply, EventsRequest, Request,
+    SetLogReply, ShutdownRequest, UpgradeRequest,
 };
 use crate::protocol::service::{self, Info, ServiceError};
 use crate::protocol::varlink::{Call, Reply};
@@ -204,6 +204,7 @@ impl Daemon {
             Request::Upgrade(request) => return self.ordered_upgrade(asked, &request),
             Request::Shutdown(request) => return self.ordered_shutdown(asked, &request),
             Request::SetLog(request) => return self.ordered_log_filter(asked, &request.filter),
+            Request::Drain(request) => return self.ordered_drain(asked, request),
             // Taken before, with the connection that it is about.
             Request::Identify(_) => ServiceError::PermissionDenied {}.to_reply(),
             Request::CreateToken(request) => return self.create_token(asked, &request),
@@ -269,6 +270,19 @@ impl Daemon {
             }
             Err(reason) => Error::Refused { reason }.into(),
         }
+    }
+
+    /// The gateway cannot keep it itself: it is started anew with nothing.
+    fn ordered_drain(&mut self, asked: Asked, request: DrainRequest) -> Outcome {
+        if let Some(draining) = request.draining {
+            if self.drained.is_some() != draining {
+                let word = if draining { "on" } else { "off" };
+                self.audit_order(asked, "drain", word);
+                self.record_order(asked, EventKind::Daemon, format!("gateway drain {word}"));
+            }
+            self.drained = draining.then(|| request.paused.unwrap_or_default());
+        }
+        Outcome::Reply(Reply::last(&DrainReply { drained: self.drained.clone() }))
     }
 
     fn told_events(&self, request: &EventsRequest) -> Outcome {

@@ -89,7 +89,7 @@ mod tests {
     use crate::spec::{PoolName, Role};
 
     /// Who must be asked for, by method, written down a second time: `p` any grant, `o` observe, `w` operate, `a` admin.
-    const TABLE: [(&str, char); 65] = [
+    const TABLE: [(&str, char); 66] = [
         ("GetInfo", 'p'),
         ("GetInterfaceDescription", 'p'),
         ("Ping", 'p'),
@@ -133,6 +133,7 @@ mod tests {
         ("Upgrade", 'a'),
         ("Shutdown", 'a'),
         ("SetLog", 'a'),
+        ("Drain", 'a'),
         ("Identify", 'p'),
         ("CreateToken", 'a'),
         ("ListTokens", 'a'),
@@ -222,6 +223,7 @@ mod tests {
             ("InspectTask" | "CancelTask" | "FollowTask", Object::Every) => serde_json::json!({ "task": "x" }),
             ("SwitchExecutor", Object::Every) => serde_json::json!({ "executor": "stub" }),
             ("EndLease", Object::Every) => serde_json::json!({ "lease": "0".repeat(32), "outcome": "done" }),
+            ("Drain", Object::Every) => serde_json::json!({ "draining": true, "paused": [] }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
             ("HoldVolumes", Object::Every) => serde_json::json!({ "names": [] }),
             ("CreateVolume" | "RepairVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),

@@ -7,7 +7,7 @@ use super::dispatch::Outcome;
 use super::roles::{self, Principal, WEB_UID, Web};
 use crate::daemon::clock;
 use crate::daemon::state::Daemon;
-use crate::protocol::control::{Error, IdentifyReply, IdentifyRequest, Request, role_word};
+use crate::protocol::control::{DrainRequest, Error, IdentifyReply, IdentifyRequest, Request, role_word};
 use crate::protocol::service::ServiceError;
 use crate::protocol::varlink::Reply;
 use crate::spec::Role;
@@ -20,6 +20,8 @@ impl Daemon {
             None => roles::allows(by, own_uid, request, &self.spec.roles),
             // Its connection is known by the lease that it holds.
             Some(_) if matches!(request, Request::EndLease(_)) => true,
+            // A gateway that was just started asks on nobody's behalf whether it is drained.
+            Some(_) if matches!(request, Request::Drain(DrainRequest { draining: None, .. })) => true,
             Some(_) if self.is_open(request) => true,
             Some(web) => {
                 let grants: Vec<_> = self.web_grant(web, by.uid).into_iter().collect();
@@ -135,6 +137,7 @@ fn is_for_web(request: &Request) -> bool {
         | Request::ListTasks(_)
         | Request::InspectTask(_)
         | Request::CancelTask(_)
+        | Request::Drain(_)
         | Request::FollowTask(_)
         | Request::TaskStatus(_)
         | Request::SwitchExecutor(_)

@@ -23,7 +23,9 @@ use super::super::probe_socket::{Question, Verdict};
 use super::super::sources::Source;
 use super::super::state::Daemon;
 use super::{CREDIT, Heard, Metering, Open};
-use crate::engine::{AVOIDED_MAX, AttemptId, Conclusion, Delivery, Demand, Input, Quality, RequestId, RequestInput};
+use crate::engine::{
+    AVOIDED_MAX, AttemptId, Conclusion, Delivery, Demand, Input, Quality, RequestId, RequestInput, Time,
+};
 use crate::host::listener::check_listener;
 use crate::protocol::control::{
     EndLeaseReply, EndLeaseRequest, Error, LeaseOutcome, LeaseReply, LeaseRequest, RequestOutcome,
@@ -37,10 +39,19 @@ const NEWS: Interest = Interest::READABLE.add(Interest::WRITABLE);
 /// How far a lease is, before it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Who asked waits.
-    Asked,
+    /// Who asked waits, for this.
+    Asked(Purpose),
     /// Who asked has the connection.
     Granted,
+}
+
+/// What becomes of a connection that is leased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// One request and its answer.
+    Request,
+    /// It changes its protocol, and lasts.
+    Upgrade,
 }
 
 /// The connection of an attempt, as the daemon has it.
@@ -58,8 +69,31 @@ enum Line {
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct Lines {
     lines: BTreeMap<AttemptId, Line>,
-    /// Whether the worker's port is known to be its own.
-    trusted: bool,
+    port: PortTrust,
+}
+
+/// How long it is believed that a worker's port is somebody else's, before it is looked at again.
+const DISTRUST: Duration = Duration::from_secs(1);
+
+/// Whether a worker's port is known to be its own.
+#[derive(Debug, Default)]
+enum PortTrust {
+    #[default]
+    Unknown,
+    /// It is, for as long as the worker lives.
+    Own,
+    /// It was not when it was looked at, and why. Finding out took long: so it is not done for every request.
+    Not(Time, String),
+}
+
+impl PortTrust {
+    /// Why it is not to be used now, if that is known.
+    fn refusal(&self, now: Time) -> Option<&str> {
+        match self {
+            Self::Not(since, reason) if clock::since(*since, now) < DISTRUST => Some(reason),
+            Self::Not(..) | Self::Own | Self::Unknown => None,
+        }
+    }
 }
 
 impl Daemon {
@@ -69,8 +103,13 @@ impl Daemon {
             Ok(pool) => pool,
             Err(error) => return error.into(),
         };
-        if self.pools.get(&pool).is_none_or(|pool| pool.spec.serve.is_none()) {
+        let Some(serve) = self.pools.get(&pool).and_then(|pool| pool.spec.serve) else {
             let reason = format!("pool {} serves no HTTP: write `serve = \"http\"` into it", request.pool);
+            return Error::Refused { reason }.into();
+        };
+        let purpose = if request.upgrade == Some(true) { Purpose::Upgrade } else { Purpose::Request };
+        if purpose == Purpose::Upgrade && serve.upgrade_max.is_none() {
+            let reason = format!("connections to pool {} keep their protocol: its `upgrade_max` is 0", request.pool);
             return Error::Refused { reason }.into();
         }
         if asked.oneway {
@@ -78,7 +117,10 @@ impl Daemon {
         }
         self.requests.last += 1;
         let id = RequestId(self.requests.last);
-        let demand = self.demand_of_lease(id, &request);
+        let mut demand = self.demand_of_lease(id, &request);
+        if purpose == Purpose::Upgrade {
+            demand.timeout = demand.timeout.or(serve.upgrade_max);
+        }
         let open = Open {
             waits: (asked.place, asked.number),
             uid: asked.by.uid,
@@ -95,7 +137,7 @@ impl Daemon {
             credit: CREDIT,
             meter: Metering::Unwanted,
             inflow: None,
-            lease: Some(Stage::Asked),
+            lease: Some(Stage::Asked(purpose)),
         };
         self.requests.open.insert(id, open);
         self.inputs.push(Input::Request(RequestInput::Submitted(id, pool, demand)));
@@ -144,11 +186,22 @@ impl Daemon {
     }
 
     fn begin_line(&mut self, delivery: &Delivery) -> Result<(Question, Verdict), String> {
+        let now = self.now;
         let live = self.live_mut(delivery.worker, delivery.generation).ok_or("it has just ended")?;
         let port = live.told.port.ok_or("it has no port")?;
-        if !live.leases.trusted {
-            check_listener(port, &live.cgroup).map_err(|error| chain(&error))?;
-            live.leases.trusted = true;
+        if let Some(reason) = live.leases.port.refusal(now) {
+            return Err(reason.to_owned());
+        }
+        if !matches!(live.leases.port, PortTrust::Own) {
+            live.leases.port = match check_listener(port, &live.cgroup) {
+                Ok(()) => PortTrust::Own,
+                Err(error) if error.is_costly() => {
+                    let reason = chain(&error);
+                    live.leases.port = PortTrust::Not(now, reason.clone());
+                    return Err(reason);
+                }
+                Err(error) => return Err(chain(&error)),
+            };
         }
         let mut question = Question::begin(port, &Probe::Tcp).map_err(|errno| format!("connect to it: {errno}"))?;
         let verdict = question.advance();
@@ -187,6 +240,9 @@ impl Daemon {
         let spec = &self.pools.get(&open.pool)?.spec;
         let (serve, policy) = (spec.serve?, spec.policy.dispatch?);
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let left_ms = ms(clock::since(self.now, delivery.deadline));
+        let upgrades = open.lease == Some(Stage::Asked(Purpose::Upgrade));
+        let head_ms = ms(policy.timeout.saturating_sub(clock::since(open.submitted, self.now)));
         Some(LeaseReply {
             lease: self.requests.name(id),
             worker: self.worker_name(delivery.worker),
@@ -195,7 +251,9 @@ impl Daemon {
             attempts: delivery.number,
             attempts_max: policy.attempts_max,
             backoff_ms: ms(policy.backoff),
-            left_ms: ms(clock::since(self.now, delivery.deadline)),
+            left_ms,
+            head_ms: if upgrades { head_ms.min(left_ms) } else { left_ms },
+            idle_ms: upgrades.then(|| ms(serve.upgrade_idle)),
             request_bytes_max: serve.request_bytes_max,
             answer_bytes_max: serve.answer_bytes_max,
             correlation: open.correlation.clone(),
@@ -316,4 +374,20 @@ impl Daemon {
 /// Whether a connection that was shut down is over at the other end too.
 fn is_over(socket: &OwnedFd) -> bool {
     getpeername(socket) == Err(Errno::NOTCONN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_somebody_elses_is_looked_at_again_after_a_second() {
+        let at = |ms: u64| Time(ms * 1_000_000);
+        let known = PortTrust::Not(at(5_000), "it is not".to_owned());
+        assert_eq!(known.refusal(at(5_000)), Some("it is not"));
+        assert_eq!(known.refusal(at(5_999)), Some("it is not"));
+        assert_eq!(known.refusal(at(6_000)), None);
+        assert_eq!(PortTrust::Own.refusal(at(0)), None);
+        assert_eq!(PortTrust::Unknown.refusal(at(0)), None);
+    }
 }

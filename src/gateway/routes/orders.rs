@@ -6,8 +6,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use halsup::protocol::control::{
-    Empty, NoParameters, PauseRequest, PoolStatsReply, PoolStatsRequest, Request, ResetBreakersReply,
-    ResetBreakersRequest, StatusReply, Target,
+    DrainReply, DrainRequest, Empty, NoParameters, PauseRequest, PoolStatsReply, PoolStatsRequest, Request,
+    ResetBreakersReply, ResetBreakersRequest, StatusReply, Target,
 };
 use halsup::spec::PoolName;
 use serde::Deserialize;
@@ -40,7 +40,7 @@ pub(crate) async fn reset(
 /// The body of `POST /drain`; none is to drain.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct DrainRequest {
+struct Asked {
     drain: bool,
 }
 
@@ -60,14 +60,17 @@ async fn told_drain(shared: &Shared, shown: &Shown, body: &[u8]) -> Result<Value
         return Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message));
     }
     let wanted = if body.is_empty() {
-        DrainRequest { drain: true }
+        Asked { drain: true }
     } else {
         serde_json::from_slice(body)
             .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "Bad request", error.to_string()))?
     };
-    // First the door, so that nothing new comes in behind what is counted.
+    // First the door, so that nothing new comes in behind what is counted; and before anything is paused the daemon knows of
+    // it, for the gateway that comes after this one.
     shared.drain(wanted.drain);
+    keep(&mut link, shared, wanted.drain).await?;
     let changed = pause(&mut link, shared, wanted.drain).await?;
+    keep(&mut link, shared, wanted.drain).await?;
     let requests: PoolStatsReply = link.call(&Request::PoolStats(PoolStatsRequest { pool: None })).await?;
     let status: StatusReply = link.call(&Request::Status(NoParameters {})).await?;
     let in_flight: u64 = requests.pools.iter().map(|pool| u64::from(pool.in_flight)).sum();
@@ -82,6 +85,12 @@ async fn told_drain(shared: &Shared, shown: &Shown, body: &[u8]) -> Result<Value
         "claimed": claimed,
         "drained": wanted.drain && in_flight + queued + claimed == 0,
     }))
+}
+
+/// Has the daemon keep what this is.
+async fn keep(link: &mut Link, shared: &Shared, draining: bool) -> Result<(), Refusal> {
+    let request = DrainRequest { draining: Some(draining), paused: Some(shared.paused()) };
+    link.call::<DrainReply>(&Request::Drain(request)).await.map(|_kept| ()).map_err(Refusal::from)
 }
 
 /// Pauses the pools that can be, so that no worker is made that nobody will have; or lets go on those that this has paused.

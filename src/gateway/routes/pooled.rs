@@ -153,6 +153,12 @@ async fn told_pool(shared: &Shared, shown: &Shown) -> Result<Value, Refusal> {
     }))
 }
 
+/// A time of RFC 3339 in seconds since 1970, as AtomForge's users know it.
+fn unix_seconds(text: &str) -> Option<f64> {
+    let since = humantime::parse_rfc3339(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(since.as_secs_f64())
+}
+
 fn instance(worker: &WorkerInfo, desk: Option<&DeskStats>) -> Value {
     json!({
         "id": format!("daemon_{}", worker.slot),
@@ -164,7 +170,7 @@ fn instance(worker: &WorkerInfo, desk: Option<&DeskStats>) -> Value {
         "failed_requests": desk.map_or(0, |desk| desk.failed),
         "circuit_breaker_open": desk.is_some_and(|desk| desk.breaker == BreakerPosition::Open),
         "is_processing": desk.is_some_and(|desk| desk.in_flight > 0) || worker.occupancy == Some(Occupancy::Busy),
-        "last_health_check": Value::Null,
+        "last_health_check": worker.last_health.as_deref().and_then(unix_seconds),
         "worker": worker.name,
     })
 }

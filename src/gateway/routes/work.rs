@@ -21,14 +21,17 @@ use halsup::protocol::control::{CallFailure, Error, LeaseReply, LeaseRequest, Re
 use halsup::spec::PoolName;
 use http_body_util::BodyExt as _;
 use hyper::body::{Bytes, Frame, SizeHint};
+use hyper::upgrade::OnUpgrade;
 use tokio::time::{sleep, timeout};
 
 use crate::answer::Refusal;
 use crate::clock::{self, Instant};
 use crate::guard::Shown;
-use crate::lease::{Lease, Trouble};
+use crate::lease::{Answered, Lease, Trouble, Wants};
 use crate::link::LinkError;
-use crate::serve::Shared;
+use crate::serve::{Room, Shared};
+use crate::tunnel::{self, Places};
+use crate::upgrade;
 
 /// As much of a body is kept, so that it can be sent once more, in bytes.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
@@ -75,6 +78,10 @@ const HEARSAY: [HeaderName; 8] = [
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
+/// The pool that is alone behind the socket that a request came by.
+#[derive(Debug, Clone)]
+pub(crate) struct Door(pub(crate) PoolName);
+
 /// The body of a request, as far as it is kept.
 enum Kept {
     /// All of it.
@@ -97,9 +104,11 @@ struct Work {
     /// When its answer has to have come; not known before the first worker.
     due: Option<Instant>,
     last_error: String,
+    /// The protocols that it asks for, instead of an answer.
+    protocols: Option<HeaderValue>,
 }
 
-/// Any request below `/w/`.
+/// Any request below `/w/`, or at a door.
 pub(crate) async fn work(
     State(shared): State<Shared>,
     Extension(shown): Extension<Shown>,
@@ -110,6 +119,10 @@ pub(crate) async fn work(
         let message = "no new work is taken now";
         return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", message).into_response();
     }
+    let protocols = match upgrade::wanted(request.version(), request.headers()) {
+        Ok(protocols) => protocols,
+        Err(refusal) => return refusal.into_response(),
+    };
     let (parts, body) = request.into_parts();
     let kept = match timeout(KEPT_PATIENCE, keep(body)).await {
         Ok(Ok(kept)) => kept,
@@ -131,6 +144,7 @@ pub(crate) async fn work(
         begun: clock::now(),
         due: None,
         last_error: String::new(),
+        protocols,
     };
     let mut response = work.run(&shared, &shown).await.unwrap_or_else(Refusal::into_response);
     let headers = response.headers_mut();
@@ -149,6 +163,9 @@ pub(crate) async fn work(
 /// The pool that a request is for, and what its worker is asked.
 fn split(request: &Request<Body>) -> Option<(PoolName, String)> {
     let target = request.uri().path_and_query()?.as_str();
+    if let Some(Door(pool)) = request.extensions().get::<Door>() {
+        return Some((pool.clone(), target.to_owned()));
+    }
     let rest = target.strip_prefix("/w/")?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (pool, target) = rest.split_at(end);
@@ -175,27 +192,38 @@ async fn keep(mut body: Body) -> Result<Kept, Refusal> {
 
 impl Work {
     async fn run(&mut self, shared: &Shared, shown: &Shown) -> Result<Response<Body>, Refusal> {
+        let (mut upgrade_place, wants) = match self.protocols {
+            Some(_) => (Some(shared.upgrade_place().ok_or_else(too_many)?), Wants::Upgrade),
+            None => (None, Wants::Answer),
+        };
         loop {
             let Ok(place) = timeout(PLACE_PATIENCE, shared.lease_place()).await else {
                 return Err(self.nobody());
             };
             let leased = Lease::take(shared.address(), shown.0.as_deref(), self.wanted(), place).await;
             let lease = leased.map_err(|error| self.refusal(error))?;
-            self.attempts += lease.told.attempts;
-            let due = *self.due.get_or_insert(clock::now() + Duration::from_millis(lease.told.left_ms));
-            let again = self.tried.contains(&lease.told.worker);
-            self.tried.push(lease.told.worker.clone());
-            self.name_request(&lease.told);
+            self.attempts += lease.told().attempts;
+            let due = *self.due.get_or_insert(clock::now() + Duration::from_millis(lease.told().head_ms));
+            let again = self.tried.contains(&lease.told().worker);
+            self.tried.push(lease.told().worker.clone());
+            self.name_request(lease.told());
             if again {
                 // It has failed with this very one: it gets a moment.
                 let doubled = 1_u32.checked_shl(self.attempts.saturating_sub(2)).unwrap_or(u32::MAX);
-                let pause = Duration::from_millis(lease.told.backoff_ms).saturating_mul(doubled);
+                let pause = Duration::from_millis(lease.told().backoff_ms).saturating_mul(doubled);
                 sleep(pause.min(due.saturating_duration_since(clock::now()))).await;
             }
-            let attempts_max = lease.told.attempts_max;
-            let request = self.request(&lease.told)?;
-            let (reason, may) = match lease.send(request, due).await {
-                Ok(response) => return Ok(passed_back(response)),
+            let attempts_max = lease.told().attempts_max;
+            let request = self.request(lease.told())?;
+            let (reason, may) = match lease.send(request, wants, due).await {
+                Ok(Answered::With(response)) => return Ok(passed_back(response)),
+                Ok(Answered::Changed(head, changed)) => {
+                    let client = self.parts.extensions.remove::<OnUpgrade>().ok_or_else(Refusal::not_found)?;
+                    let room = self.parts.extensions.get::<Room>().map(|room| room.0.clone());
+                    let places = Places { _room: room, _upgrade: upgrade_place.take().ok_or_else(too_many)? };
+                    tokio::spawn(tunnel::run(client, *changed, shared.ending(), places));
+                    return Ok(changed_over(head));
+                }
                 Err(Trouble::Unsent(request, reason)) => {
                     self.put_back(*request);
                     (reason, true)
@@ -220,7 +248,9 @@ impl Work {
 
     /// What is asked of the daemon.
     fn wanted(&self) -> LeaseRequest {
-        let left = self.due.map(|due| due.saturating_duration_since(clock::now()).as_millis());
+        // One that lasts is not over when it has begun.
+        let due = self.due.filter(|_| self.protocols.is_none());
+        let left = due.map(|due| due.saturating_duration_since(clock::now()).as_millis());
         let path = self.target.split('?').next().unwrap_or_default();
         let summary: String = format!("{} {path}", self.parts.method).chars().take(SUMMARY_BYTES_MAX).collect();
         let fingerprint = match &self.kept {
@@ -238,6 +268,7 @@ impl Work {
             correlation: id.map(str::to_owned),
             summary: Some(summary),
             fingerprint,
+            upgrade: self.protocols.is_some().then_some(true),
             ..LeaseRequest::of(self.pool.clone())
         }
     }
@@ -278,9 +309,12 @@ impl Work {
         say("host", HeaderValue::from_str(&format!("127.0.0.1:{}", told.port)).ok());
         say("x-forwarded-host", host);
         say("x-forwarded-proto", Some(HeaderValue::from_static("http")));
-        say("x-forwarded-prefix", HeaderValue::from_str(&format!("/w/{}", self.pool)).ok());
+        let prefix = self.parts.extensions.get::<Door>().is_none().then(|| format!("/w/{}", self.pool));
+        say("x-forwarded-prefix", prefix.and_then(|prefix| HeaderValue::from_str(&prefix).ok()));
         say("x-forwarded-for", self.peer.and_then(|peer| HeaderValue::from_str(&peer.0.to_string()).ok()));
-        say("connection", Some(HeaderValue::from_static("close")));
+        let kind = if self.protocols.is_some() { "upgrade" } else { "close" };
+        say("connection", Some(HeaderValue::from_static(kind)));
+        say("upgrade", self.protocols.clone());
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.target.parse().map_err(|_no_uri| Refusal::not_found())?;
@@ -367,6 +401,9 @@ impl Work {
                     _ => unavailable(message),
                 }
             }
+            LinkError::Failed(CallFailure::Control(Error::Refused { reason })) if self.protocols.is_some() => {
+                Refusal::new(StatusCode::FORBIDDEN, "Forbidden", reason)
+            }
             // A pool that serves no HTTP.
             LinkError::Failed(CallFailure::Control(Error::Refused { reason })) => {
                 Refusal::new(StatusCode::NOT_FOUND, "Not found", reason)
@@ -385,6 +422,11 @@ const TOO_LONG: &str = "the request is longer than it may be";
 
 fn too_long() -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "Payload too large", TOO_LONG)
+}
+
+fn too_many() -> Refusal {
+    let message = "there are as many connections that have changed their protocol as may be";
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", message)
 }
 
 fn is_request_id(id: &str) -> bool {
@@ -422,6 +464,21 @@ fn passed_back(mut response: Response<Body>) -> Response<Body> {
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static("sandbox allow-scripts allow-forms; frame-ancestors 'none'"),
     );
+    *response.version_mut() = axum::http::Version::HTTP_11;
+    response
+}
+
+/// A worker's word that it changes the protocol, as the client gets it.
+fn changed_over(head: Response<()>) -> Response<Body> {
+    let mut response = head.map(|()| Body::empty());
+    let headers = response.headers_mut();
+    let protocol = headers.get(header::UPGRADE).cloned();
+    strip(headers);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        headers.insert(header::UPGRADE, protocol);
+    }
     *response.version_mut() = axum::http::Version::HTTP_11;
     response
 }

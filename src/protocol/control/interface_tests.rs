@@ -61,6 +61,7 @@ fn worker() -> WorkerInfo {
         age_seconds: 5,
         restarts: 1,
         missed_heartbeats: 0,
+        last_health: Some("2026-01-01T00:00:00.000Z".into()),
         restart_in_ms: Some(100),
         port: Some(8003),
         cgroup: Some("/halsup/web.3".into()),
@@ -329,6 +330,8 @@ fn hold_requests(replies: &mut Replies<'_>) {
         attempts_max: 3,
         backoff_ms: 100,
         left_ms: 5,
+        head_ms: 5,
+        idle_ms: Some(1),
         request_bytes_max: 1,
         answer_bytes_max: Some(1),
         correlation: "x".into(),
@@ -413,6 +416,7 @@ fn every_reply_is_as_described() {
     let upgraded = UpgradeReply { from: "1.0.0".into(), version: "1.1.0".into(), pid: 1, away_usec: 2, workers: 3 };
     replies.hold("Upgrade", &upgraded);
     replies.hold("Shutdown", &ShutdownReply { remaining: 1, stuck: names() });
+    replies.hold("Drain", &DrainReply { drained: Some(vec!["web".into()]) });
     replies.hold("SetLog", &SetLogReply { previous: "info".into() });
     tokens::hold_tokens(&mut replies);
     let check = Check { name: "cgroup".into(), ok: false, found: "v1".into(), fix: Some("boot with v2".into()) };

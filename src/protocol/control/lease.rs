@@ -34,6 +34,10 @@ pub struct LeaseRequest {
     /// The same for leases for the same; one that has killed workers is known by it. `None` is like no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// Whether its connection is to change its protocol, such as to a WebSocket: then it is over after as long as the pool gives
+    /// to those, and has to have changed as soon as a request has to be answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<bool>,
 }
 
 impl LeaseRequest {
@@ -48,6 +52,7 @@ impl LeaseRequest {
             correlation: None,
             summary: None,
             fingerprint: None,
+            upgrade: None,
         }
     }
 
@@ -89,6 +94,10 @@ pub struct LeaseReply {
     pub backoff_ms: u64,
     /// In how many milliseconds it is over.
     pub left_ms: u64,
+    /// In how many milliseconds the head of its answer has to have come.
+    pub head_ms: u64,
+    /// After how many milliseconds without a byte, either way, a connection that has changed its protocol is over.
+    pub idle_ms: Option<u64>,
     /// How many bytes may be sent, as the body of a request.
     pub request_bytes_max: u64,
     /// How many bytes may be answered, as the body of an answer.

@@ -9,11 +9,11 @@ use serde_json::{Map, Value};
 use super::super::service::{self, ServiceError};
 use super::super::varlink::Call;
 use super::{
-    ClaimRequest, CloseSessionRequest, CreateTokenRequest, EndLeaseRequest, ExecuteRequest, FollowTaskRequest,
-    HoldVolumesRequest, INTERFACE, IdentifyRequest, ImageImportRequest, ImageRequest, InspectTaskRequest, LAST_DEFAULT,
-    LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, LeaseRequest, ListVolumesRequest,
-    OpenSessionRequest, PauseRequest, PoolRequest, PoolStatsRequest, ReleaseRequest, ReplyToolRequest,
-    RequestStatusRequest, ResetBreakersRequest, RevokeTokenRequest, RunTaskRequest, SCALE_COUNT_MAX,
+    ClaimRequest, CloseSessionRequest, CreateTokenRequest, DrainRequest, EndLeaseRequest, ExecuteRequest,
+    FollowTaskRequest, HoldVolumesRequest, INTERFACE, IdentifyRequest, ImageImportRequest, ImageRequest,
+    InspectTaskRequest, LAST_DEFAULT, LAST_MAX, LOG_FILTER_BYTES_MAX, LOG_LINES_DEFAULT, LOG_LINES_MAX, LeaseRequest,
+    ListVolumesRequest, OpenSessionRequest, PauseRequest, PoolRequest, PoolStatsRequest, ReleaseRequest,
+    ReplyToolRequest, RequestStatusRequest, ResetBreakersRequest, RevokeTokenRequest, RunTaskRequest, SCALE_COUNT_MAX,
     SHUTDOWN_TIMEOUT_MS_MAX, SendChunkRequest, ServeToolsRequest, SwitchExecutorRequest, TASK_OUTPUT_BYTES_MAX, Target,
     TaskRequest, TuneRequest, VolumeRequest, WaitPoolRequest, is_token_name,
 };
@@ -325,6 +325,8 @@ requests! {
     Shutdown(ShutdownRequest) = INTERFACE Admin,
     /// Change the daemon's log.
     SetLog(SetLogRequest) = INTERFACE Admin,
+    /// Keep that the gateway is drained, for the next one.
+    Drain(DrainRequest) = INTERFACE Admin,
     /// Say on whose behalf a connection of the gateway's is.
     Identify(IdentifyRequest) = INTERFACE Observe,
     /// Make a token.
@@ -461,6 +463,7 @@ impl Request {
             | Self::Upgrade(_)
             | Self::Shutdown(_)
             | Self::SetLog(_)
+            | Self::Drain(_)
             | Self::Identify(_)
             | Self::CreateToken(_)
             | Self::ListTokens(_)
@@ -510,6 +513,7 @@ impl Request {
                 ("timeout_ms", request.timeout_ms.is_none_or(|timeout| timeout <= SHUTDOWN_TIMEOUT_MS_MAX))
             }
             Self::SetLog(request) => ("filter", is_filter(&request.filter)),
+            Self::Drain(request) => ("paused", request.is_sound()),
             Self::GetInfo(_)
             | Self::GetInterfaceDescription(_)
             | Self::Ping(_)

@@ -277,6 +277,10 @@ pub struct WorkerInfo {
     pub restarts: u64,
     /// Beats missed in a row.
     pub missed_heartbeats: u32,
+    /// When its latest generation last beat, or answered a check of its health or readiness; RFC 3339. `None`: not yet, or not
+    /// to this daemon.
+    #[serde(default)]
+    pub last_health: Option<String>,
     /// When it is started again, in milliseconds from now, while it waits for that.
     pub restart_in_ms: Option<u64>,
     /// The port that it was told.

@@ -13,6 +13,8 @@ use crate::spec::{GatewaySpec, PoolName};
 
 /// Where it listens when nothing is written.
 const PORT_DEFAULT: u16 = 8000;
+/// All addresses that the gateway listens on.
+const LISTENERS_MAX: usize = 24;
 /// A name of a host, in bytes.
 const HOST_BYTES_MAX: usize = 253;
 /// What `/hello` says, in bytes.
@@ -31,8 +33,15 @@ impl GatewayDraft {
     fn new() -> Self {
         let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, PORT_DEFAULT))];
         let worker = ("worker-1".to_owned(), "ClaudeWorker-1".to_owned());
-        let spec =
-            GatewaySpec { listen, hosts: Vec::new(), open_status: true, pool: None, worker, memory_bytes: 128 * MIB };
+        let spec = GatewaySpec {
+            listen,
+            doors: Vec::new(),
+            hosts: Vec::new(),
+            open_status: true,
+            pool: None,
+            worker,
+            memory_bytes: 128 * MIB,
+        };
         Self { spec, open_status: None, pool: None }
     }
 }
@@ -48,14 +57,8 @@ pub(super) const KEYS: &[Key<GatewayDraft>] = &[
         bounds: Bounds::Items(8),
         what: "Where it answers HTTP. The daemon binds these and keeps them: nobody else can have them, also while the gateway is restarted. Beyond loopback only when written so.",
         set: |gateway, node| {
-            let mut faults = Faults::default();
-            let items = node.items(Bounds::None)?;
-            let found = items.iter().filter_map(|item| faults.note(address(item))).collect();
-            if items.is_empty() {
-                faults.push(node.fault("at least one address"));
-            }
-            gateway.spec.listen = found;
-            faults.or(())
+            gateway.spec.listen = addresses(node)?;
+            Ok(())
         },
     },
     Key {
@@ -142,6 +145,17 @@ pub(super) const KEYS: &[Key<GatewayDraft>] = &[
     },
 ];
 
+/// A list of addresses, at least one.
+pub(super) fn addresses(node: &Node<'_>) -> Result<Vec<SocketAddr>, Faults> {
+    let mut faults = Faults::default();
+    let items = node.items(Bounds::None)?;
+    let found = items.iter().filter_map(|item| faults.note(address(item))).collect();
+    if items.is_empty() {
+        faults.push(node.fault("at least one address"));
+    }
+    faults.or(found)
+}
+
 fn address(node: &Node<'_>) -> Result<SocketAddr, Fault> {
     let expected = "an address with a port, such as \"127.0.0.1:8000\"";
     let address: SocketAddr = node.text()?.parse().ok().ok_or_else(|| node.fault(expected))?;
@@ -178,6 +192,16 @@ pub(super) fn named_pool<'a>(document: &'a DeTable<'_>) -> Option<&'a str> {
     document.get("gateway")?.get_ref().as_table()?.get("pool")?.get_ref().as_str()
 }
 
+/// Without `[gateway]` nobody answers for a pool.
+pub(super) fn missing(pools: &[Checked]) -> Faults {
+    let mut faults = Faults::default();
+    for pool in pools.iter().filter(|pool| !pool.http_listen().is_empty()) {
+        let what = "http_listen is written, and there is no gateway to answer there";
+        faults.push(pool.place_of("http_listen").fault(what, "[gateway] to be written too"));
+    }
+    faults
+}
+
 /// Reads `[gateway]`: what it is, and the service that it runs as.
 pub(super) fn read(
     node: &Node<'_>,
@@ -196,6 +220,15 @@ pub(super) fn read(
     {
         let near = super::keys::nearest(name.as_str(), pools.iter().map(|pool| pool.spec.name.as_str()));
         faults.push(place.fault(format!("no pool or service is named {:?}", name.as_str()), "").suggest(near));
+    }
+    for pool in pools.iter() {
+        let doors = pool.http_listen().iter().map(|address| (*address, pool.spec.name.clone()));
+        draft.spec.doors.extend(doors);
+        if draft.spec.listen.len() + draft.spec.doors.len() > LISTENERS_MAX {
+            let what = "with these there are more addresses than the gateway can listen on";
+            faults.push(pool.place_of("http_listen").fault(what, format!("at most {LISTENERS_MAX} in all")));
+            break;
+        }
     }
     let is_local = draft.spec.listen.iter().all(|address| address.ip().is_loopback());
     draft.spec.open_status = draft.open_status.unwrap_or(is_local);

@@ -25,6 +25,7 @@ mod pool_tables;
 mod pool_values;
 mod reference;
 mod rlimits;
+mod serve_keys;
 mod snakepit;
 mod tasks;
 #[cfg(test)]
@@ -100,6 +101,9 @@ fn read(text: &str, environment: &BTreeMap<String, String>) -> Result<Config, Fa
     if let Some(node) = snakepit_node {
         // After `[daemon]`, whose word on what is logged is the last.
         faults.append(snakepit::read(&mut pools, &mut daemon, &node, variables));
+    }
+    if gateway_node.is_none() {
+        faults.append(gateway::missing(&pools));
     }
     // Also after the pools, of which it may name one.
     let gateway = gateway_node.and_then(|node| faults.note(gateway::read(&node, &mut pools, environment)));

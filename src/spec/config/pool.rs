@@ -3,6 +3,7 @@
 //! Owns the defaults and the rules between keys of one pool. The rows of its keys are in `pool_keys`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::atomforge;
@@ -118,6 +119,9 @@ pub(super) struct PoolDraft {
     pub(super) open: Option<bool>,
     pub(super) request_max: Option<u64>,
     pub(super) answer_max: Option<u64>,
+    pub(super) upgrade_max: Option<Duration>,
+    pub(super) http_listen: Vec<SocketAddr>,
+    pub(super) upgrade_idle: Option<Duration>,
     pub(super) heartbeat: HeartbeatDraft,
     pub(super) image: Option<ImageName>,
     pub(super) written: Written,
@@ -131,23 +135,30 @@ pub(super) struct Checked {
     written: Written,
     place: Place,
     budget: Option<BudgetDraft>,
+    /// Where the gateway answers with this pool alone: the gateway's business, and none of its workers'.
+    http_listen: Vec<SocketAddr>,
 }
 
 impl Checked {
     /// A pool that comes from no file.
     pub(super) fn outside(spec: PoolSpec) -> Self {
         let place = Place::outside(if spec.service { "service" } else { "pool" }).key(spec.name.as_str());
-        Self { spec, written: Written::new(), place, budget: None }
+        Self { spec, written: Written::new(), place, budget: None, http_listen: Vec::new() }
     }
 
     /// A service that is made of what was written at `place`.
     pub(super) fn made(spec: PoolSpec, place: Place) -> Self {
-        Self { spec, written: Written::new(), place, budget: None }
+        Self { spec, written: Written::new(), place, budget: None, http_listen: Vec::new() }
     }
 
     /// Where the pool was written.
     pub(super) const fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Where the gateway answers with this pool alone.
+    pub(super) fn http_listen(&self) -> &[SocketAddr] {
+        &self.http_listen
     }
 
     /// The budget that it shares, as it was written.
@@ -174,6 +185,9 @@ impl PoolDraft {
             open: None,
             request_max: None,
             answer_max: None,
+            upgrade_max: None,
+            http_listen: Vec::new(),
+            upgrade_idle: None,
             heartbeat: HeartbeatDraft::default(),
             image: None,
             written: Written::new(),
@@ -259,13 +273,14 @@ impl PoolDraft {
         self.check_limits(&mut faults);
         self.check_ports(&mut faults);
         let budget = self.finish_dispatch(&mut faults);
-        faults.or(()).map(|()| Checked { spec: self.spec, written: self.written, place: self.place, budget })
+        let Self { spec, written, place, http_listen, .. } = self;
+        faults.or(()).map(|()| Checked { spec, written, place, budget, http_listen })
     }
 
     /// What it means that its workers serve HTTP.
     fn finish_serve(&mut self, faults: &mut Faults) {
         let Some(serve) = self.serve.take() else {
-            for key in ["open", "request_max", "answer_max"] {
+            for key in ["open", "request_max", "answer_max", "upgrade_max", "upgrade_idle", "http_listen"] {
                 if let Some(place) = self.written.get(key) {
                     faults.push(
                         place.fault(format!("{key} is written for workers that do not serve"), "serve beside it"),
@@ -292,6 +307,8 @@ impl PoolDraft {
             open: self.open.unwrap_or(serve.open),
             request_bytes_max: self.request_max.unwrap_or(serve.request_bytes_max),
             answer_bytes_max: self.answer_max,
+            upgrade_max: self.upgrade_max.or(serve.upgrade_max).filter(|most| !most.is_zero()),
+            upgrade_idle: self.upgrade_idle.unwrap_or(serve.upgrade_idle),
         });
     }
 

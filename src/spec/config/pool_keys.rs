@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::keys::{Bounds, Key};
 use super::pool::{PoolDraft, WORKERS_MAX};
 use super::pool_values::{asked, each, not_for_services, read_command, read_env, read_link, read_stop_signal};
-use super::{claims, dispatch, paths, pool_tables, rlimits};
-use crate::spec::{Cpuset, Identity, OnSupervisorDeath, Ports, ServeHttp, VOLUMES_MAX};
+use super::{claims, dispatch, paths, pool_tables, rlimits, serve_keys};
+use crate::spec::{Cpuset, Identity, OnSupervisorDeath, Ports, VOLUMES_MAX};
 
 /// The longest argument or value of the environment, in bytes.
 pub(super) const TEXT_BYTES_MAX: usize = 32_768;
@@ -409,59 +409,13 @@ pub(super) const KEYS: &[Key<PoolDraft>] = &[
         what: "Whether workers are given requests (`halsup call`) over the channel, and how.",
         set: |pool, node| dispatch::dispatch(&mut pool.dispatch, node),
     },
-    Key {
-        name: "serve",
-        aliases: &[],
-        variable: "",
-        kind: "word",
-        default: "",
-        bounds: Bounds::Prose("http"),
-        what: "`http`: its workers serve HTTP on their port, one request at a time unless `dispatch` says otherwise, and the gateway answers `/w/NAME/…` with them. Needs `base_port`; they are ready when their port answers (`tcp`), unless `ready` is written.",
-        set: |pool, node| {
-            let serve = node.word(&[("http", ServeHttp::default())])?;
-            pool.serve = Some(serve);
-            Ok(())
-        },
-    },
-    Key {
-        name: "open",
-        aliases: &[],
-        variable: "",
-        kind: "boolean",
-        default: "",
-        bounds: Bounds::None,
-        what: "With `serve`: whether requests are let through to its workers without a token; they are not where nothing is written.",
-        set: |pool, node| {
-            pool.open = Some(node.boolean()?);
-            Ok(())
-        },
-    },
-    Key {
-        name: "request_max",
-        aliases: &[],
-        variable: "",
-        kind: "size",
-        default: "",
-        bounds: Bounds::Bytes(0, 1 << 40),
-        what: "With `serve`: the longest body of a request, 64 MiB where nothing is written; a longer one is refused, 413.",
-        set: |pool, node| {
-            pool.request_max = Some(node.bytes()?);
-            Ok(())
-        },
-    },
-    Key {
-        name: "answer_max",
-        aliases: &[],
-        variable: "",
-        kind: "size",
-        default: "",
-        bounds: Bounds::Bytes(0, 1 << 50),
-        what: "With `serve`: the longest body of an answer; a longer one is broken off. `\"max\"`, or nothing, is no limit.",
-        set: |pool, node| {
-            pool.answer_max = node.bytes_or_unlimited()?;
-            Ok(())
-        },
-    },
+    serve_keys::SERVE,
+    serve_keys::OPEN,
+    serve_keys::REQUEST_MAX,
+    serve_keys::ANSWER_MAX,
+    serve_keys::HTTP_LISTEN,
+    serve_keys::UPGRADE_MAX,
+    serve_keys::UPGRADE_IDLE,
     Key {
         name: "freeze_after",
         aliases: &[],

@@ -116,6 +116,7 @@ int main(void) {
     ask("read what a worker wrote", "{\"method\":\"io.halsup.Control.Logs\",\"parameters\":{\"worker\":\"web.0\"}}");
     ask("see what a worker is run with", "{\"method\":\"io.halsup.Control.Inspect\",\"parameters\":{\"target\":\"web.0\"}}");
     ask("hear what is asked of workers", "{\"method\":\"io.halsup.Control.Events\",\"parameters\":{\"follow\":true,\"telemetry\":true},\"more\":true}");
+    ask("drain itself", "{\"method\":\"io.halsup.Control.Drain\",\"parameters\":{\"draining\":true}}");
     ask("speak for somebody", "{\"method\":\"io.halsup.Control.Identify\",\"parameters\":{\"token\":\"halsup_00\"}}");
     puts("done");
     fflush(stdout);

@@ -2,17 +2,21 @@
 
 mod cluster;
 mod doors;
+mod health;
 mod hostile;
 mod life;
 mod operations;
+mod own_port;
 mod owners;
 mod page;
 mod pooled;
 mod proxy;
+mod refusals;
 mod schema;
 mod seeds;
 mod streams;
 mod tasks;
+mod upgrade;
 
 use serde_json::Value;
 

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use rustix::process::Signal;
+
 use super::Served;
 use crate::http::{ask, get};
-use crate::look::wait_healthy_of;
+use crate::look::{pid, signal, wait_healthy_of, worker};
 use crate::needs::needs;
 
 const POOLS: &str = "[pool.fdo]\nsize = 2\ndispatch = true\ncommand = ['sleep', 'infinity']\n";
@@ -124,6 +126,38 @@ fn a_drain_is_the_admins_and_can_be_taken_back() {
     let told = served.ask(&admin, "POST", "/drain", "{\"drain\":false}").json();
     assert_eq!((&told["draining"], &told["resumed"]), (&false.into(), &serde_json::json!(["hal"])));
     assert_eq!(get(served.port, "/readyz").status, 200);
+}
+
+#[test]
+fn a_drain_outlives_the_gateway_that_was_asked_for_it() {
+    needs!(Root, CgroupTree);
+    // Also where it can ask nothing on nobody's behalf.
+    let mut served = Served::start_with(
+        "open_status = false\n",
+        &format!("{POOLS}[pool.hal]\ncommand = ['sleep', 'infinity']\n[pool.hal.claims]\nmin = 1\nmax = 1\n"),
+    );
+    let admin = served.token("admin", &["--scope", "admin"]);
+    let bearer = format!("Bearer {admin}");
+    let ready = |served: &Served| ask(served.port, "GET", "/readyz", &[("Authorization", &bearer)], "").status;
+    let restart = |served: &mut Served| {
+        let before = pid(&worker(&served.daemon, "gateway"));
+        signal(before, Signal::KILL);
+        served.daemon.wait_until("another one serves", |daemon| {
+            let now = worker(daemon, "gateway");
+            Some(()).filter(|()| now["state"] == "healthy" && now["pid"].as_i64() != Some(i64::from(before)))
+        });
+    };
+    assert_eq!(served.ask(&admin, "POST", "/drain", "").json()["paused"], serde_json::json!(["hal"]));
+    for _ in 0..2 {
+        restart(&mut served);
+        assert_eq!(ready(&served), 503);
+    }
+    assert_eq!(served.ask(&admin, "GET", "/w/fdo/", "").status, 503);
+    let told = served.ask(&admin, "POST", "/drain", "{\"drain\":false}").json();
+    assert_eq!(told["resumed"], serde_json::json!(["hal"]), "and what another one has paused goes on");
+    assert_eq!(ready(&served), 200);
+    restart(&mut served);
+    assert_eq!(ready(&served), 200);
 }
 
 #[test]

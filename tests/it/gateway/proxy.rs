@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Served;
 use crate::http::{Answer, ask, connect, exchange, parse};
-use crate::look::{certificates, pid, signal, wait_certificate, wait_healthy_of, worker};
+use crate::look::{certificates, pid, signal, wait_certificate, wait_healthy_of, wait_line, worker};
 use crate::needs::needs;
 use crate::ports::free_ports;
 
@@ -272,6 +272,23 @@ fn who_took_a_workers_port_is_not_asked() {
 }
 
 #[test]
+fn a_worker_with_too_many_descriptors_is_not_asked_and_says_so() {
+    needs!(Root, CgroupTree, Python3);
+    let port = free_ports(1);
+    let many = "import resource, socket, time\nheld = [open('/dev/null') for _ in range(2100)]\n\
+                s = socket.create_server(('127.0.0.1', int(__import__('sys').argv[1])))\nprint('listens', flush=True)\ntime.sleep(3600)\n";
+    let mut served = Served::start(&format!(
+        "[pool.fdo]\nserve = 'http'\nopen = true\nbase_port = {port}\nready = 'exec'\nrlimits = {{ nofile = 4096 }}\n\
+         command = ['python3', '-c', \"\"\"{many}\"\"\", '{{port}}']\ndispatch = {{ attempts = 1 }}\n"
+    ));
+    wait_line(&mut served.daemon, "fdo.0", |line| line == "listens");
+    let got = ask(served.port, "GET", "/w/fdo/", &[], "");
+    assert_eq!(got.status, 502, "{}", String::from_utf8_lossy(&got.body));
+    let told = format!("nobody is found who listens on port {port}, among the first 2048 descriptors of its processes");
+    assert!(served.daemon.stderr().contains(&told), "{}", served.daemon.stderr());
+}
+
+#[test]
 fn a_worker_that_does_not_answer_in_time_is_restarted_when_it_stays_so() {
     needs!(Root, CgroupTree, Python3);
     let mut work =
@@ -340,6 +357,7 @@ fn work_is_for_who_may_have_it_done() {
     let all = served.token("all", &[]);
     assert_eq!(ask(served.port, "GET", "/w/fdo/", &[], "").status, 401);
     assert_eq!(ask(served.port, "POST", "/w/fdo/", &[], "").status, 401);
+    assert_eq!(with("halsup_00", "/w/fdo/"), 401);
     assert_eq!((with(&looks, "/w/fdo/"), with(&elsewhere, "/w/fdo/")), (403, 403));
     assert_eq!((with(&all, "/w/fdo/"), with(&all, "/w/other/"), with(&all, "/w/nobody/")), (200, 404, 404));
     assert_eq!((with(&all, "/w/"), with(&all, "/w/..%2f/"), with(&all, "/w/fdo")), (404, 404, 200));

@@ -235,7 +235,7 @@ fn a_switch_tells_the_truth() {
     for body in ["{\"executorType\": \"docker\"}", "{\"streamingType\": \"stub\"}", "{\"x\": 1}"] {
         assert_eq!(served.ask(&token, "POST", "/pty/switch", body).status, 400, "{body}");
     }
-    assert_eq!(get(served.port, "/pty/switch").status, 404);
+    assert_eq!(get(served.port, "/pty/switch").status, 405);
 }
 
 #[test]

@@ -81,6 +81,7 @@ impl Request {
             | Self::Upgrade(_)
             | Self::Shutdown(_)
             | Self::SetLog(_)
+            | Self::Drain(_)
             | Self::CreateToken(_)
             | Self::ListTokens(_)
             | Self::RevokeToken(_)

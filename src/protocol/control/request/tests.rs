@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::super::super::seeded::Seeded;
 use super::*;
-use crate::protocol::control::{AffinityMode, LeaseOutcome, SentPayload, TOOLS_MAX, ToolRefusal};
+use crate::protocol::control::{AffinityMode, DRAINED_MAX, LeaseOutcome, SentPayload, TOOLS_MAX, ToolRefusal};
 use crate::spec::ImageName;
 
 fn call(method: &str, parameters: Value) -> Call {
@@ -75,6 +75,7 @@ fn of_requests(web: &PoolName) -> Vec<Request> {
         Request::Lease(Box::new(LeaseRequest {
             not: Some(vec!["web.1".into()]),
             fingerprint: Some("f".into()),
+            upgrade: Some(true),
             ..LeaseRequest::of(web.clone())
         })),
         Request::EndLease(EndLeaseRequest { lease: "0123456789abcdef".repeat(2), outcome: LeaseOutcome::ServerError }),
@@ -137,6 +138,7 @@ fn of_the_rest(web: PoolName) -> Vec<Request> {
         Request::Upgrade(UpgradeRequest { binary: Some("/usr/bin/halsup".into()) }),
         Request::Shutdown(ShutdownRequest { timeout_ms: Some(10), keep_workers: Some(true) }),
         Request::SetLog(SetLogRequest { filter: "info,heartbeat=debug".into() }),
+        Request::Drain(DrainRequest { draining: Some(true), paused: Some(vec!["web".into()]) }),
         Request::Identify(IdentifyRequest { token: Some("halsup_00".into()) }),
         Request::CreateToken(CreateTokenRequest {
             name: "ci".into(),
@@ -214,6 +216,8 @@ fn what_is_wrong_is_named() {
         ("io.halsup.Control.ImageInspect", json!({"image": "A"}), invalid("image")),
         ("io.halsup.Control.ImageRemove", json!({"image": "sha256:../.."}), invalid("image")),
         ("io.halsup.Control.SetLog", json!({"filter": "x".repeat(1_025)}), invalid("filter")),
+        ("io.halsup.Control.Drain", json!({"draining": true, "paused": ["a/b"]}), invalid("paused")),
+        ("io.halsup.Control.Drain", json!({"draining": true, "paused": vec!["a"; DRAINED_MAX + 1]}), invalid("paused")),
         ("io.halsup.Control.SetLog", json!({"filter": "in\u{1b}fo"}), invalid("filter")),
         ("io.halsup.Control.Logs", json!({"worker": "web", "follow": true}), ServiceError::ExpectedMore {}),
         ("io.halsup.Control.RemoveVolume", json!({"name": "../x"}), invalid("name")),
@@ -317,6 +321,7 @@ fn what_changes_something_needs_more_than_observe() {
             "Upgrade",
             "Shutdown",
             "SetLog",
+            "Drain",
             "GetConfig",
             "CreateToken",
             "ListTokens",

@@ -24,6 +24,36 @@ fn printed_defaults_of_the_gateway_are_true() {
 }
 
 #[test]
+fn a_pool_has_addresses_of_its_own_that_are_the_gateways_to_answer() {
+    let config = |more: &str, gateway: &str| {
+        format!("[pool.web]\ncommand = [\"true\"]\nbase_port = 9100\nserve = 'http'\n{more}\n{gateway}")
+    };
+    let told = parse(&config("http_listen = ['127.0.0.1:9000', '[::1]:9000']", "[gateway]"));
+    let service = told.pools.iter().find(|pool| pool.name.as_str() == "gateway").unwrap();
+    assert_eq!(service.listen.len(), 3);
+    let doors: Vec<_> = service.command.iter().filter(|word| word.ends_with("=web")).collect();
+    assert_eq!(doors, ["127.0.0.1:9000=web", "[::1]:9000=web"]);
+    let without = parse(&config("", "[gateway]"));
+    let pool = |config: &Config| config.pools.iter().find(|pool| pool.name.as_str() == "web").unwrap().clone();
+    assert_eq!(pool(&told), pool(&without), "its workers are not concerned");
+    for (more, gateway, expected) in [
+        ("http_listen = ['127.0.0.1:9000']", "", "[gateway] to be written too"),
+        ("http_listen = []", "[gateway]", "at least one address"),
+        ("http_listen = ['127.0.0.1']", "[gateway]", "an address with a port"),
+        ("http_listen = ['127.0.0.1:8000']", "[gateway]", "listens at the same place"),
+        ("http_listen = ['127.0.0.1:9100']", "[gateway]", "port 9100 is one of the ports of web"),
+        (
+            "http_listen = ['127.0.0.1:1', '127.0.0.1:2', '127.0.0.1:3', '127.0.0.1:4', '127.0.0.1:5']",
+            "[gateway]",
+            "at most 4",
+        ),
+    ] {
+        let said = errors(&config(more, gateway));
+        assert!(said.contains(expected), "{more}: {said}");
+    }
+}
+
+#[test]
 fn status_is_told_without_a_token_only_on_loopback_or_where_it_is_written() {
     for (keys, is_open) in [
         ("", true),
