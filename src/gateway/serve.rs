@@ -322,7 +322,7 @@ pub(crate) async fn serve(arguments: Arguments, listeners: Vec<TcpListener>) -> 
 /// Whether the daemon was told that the gateway is drained, and what is paused for that.
 async fn drained(shared: &Shared) -> Result<Option<Vec<String>>, LinkError> {
     let mut link = shared.address().connect().await?;
-    let question = Request::Drain(DrainRequest { draining: None, paused: None });
+    let question = Request::Drain(DrainRequest { draining: None, pools: None });
     let told: DrainReply = link.call(&question).await?;
     Ok(told.drained)
 }

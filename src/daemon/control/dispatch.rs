@@ -280,7 +280,7 @@ impl Daemon {
                 self.audit_order(asked, "drain", word);
                 self.record_order(asked, EventKind::Daemon, format!("gateway drain {word}"));
             }
-            self.drained = draining.then(|| request.paused.unwrap_or_default());
+            self.drained = draining.then(|| request.pools.unwrap_or_default());
         }
         Outcome::Reply(Reply::last(&DrainReply { drained: self.drained.clone() }))
     }

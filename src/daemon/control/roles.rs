@@ -223,7 +223,7 @@ mod tests {
             ("InspectTask" | "CancelTask" | "FollowTask", Object::Every) => serde_json::json!({ "task": "x" }),
             ("SwitchExecutor", Object::Every) => serde_json::json!({ "executor": "stub" }),
             ("EndLease", Object::Every) => serde_json::json!({ "lease": "0".repeat(32), "outcome": "done" }),
-            ("Drain", Object::Every) => serde_json::json!({ "draining": true, "paused": [] }),
+            ("Drain", Object::Every) => serde_json::json!({ "draining": true, "pools": [] }),
             ("SetLog", Object::Every) => serde_json::json!({ "filter": "info" }),
             ("HoldVolumes", Object::Every) => serde_json::json!({ "names": [] }),
             ("CreateVolume" | "RepairVolume" | "RemoveVolume", Object::Every) => serde_json::json!({ "name": "data" }),
@@ -271,8 +271,8 @@ mod tests {
         }
         assert_eq!(
             seen,
-            12 * (32 + 15 * 4 + 7 * 3 + 11 * 2),
-            "thirty-two of the daemon, fifteen of any target, seven lists, eleven of a pool"
+            12 * (33 + 15 * 4 + 7 * 3 + 11 * 2),
+            "thirty-three of the daemon, fifteen of any target, seven lists, eleven of a pool"
         );
     }
 

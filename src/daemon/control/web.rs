@@ -68,7 +68,7 @@ impl Daemon {
             },
             role: role_word(grant.role).to_owned(),
             pool: grant.pool.as_ref().map(ToString::to_string),
-            started: clock::rfc3339(self.started_wall),
+            started: Some(clock::rfc3339(self.started_wall)),
         }))
     }
 }

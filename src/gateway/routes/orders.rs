@@ -89,7 +89,7 @@ async fn told_drain(shared: &Shared, shown: &Shown, body: &[u8]) -> Result<Value
 
 /// Has the daemon keep what this is.
 async fn keep(link: &mut Link, shared: &Shared, draining: bool) -> Result<(), Refusal> {
-    let request = DrainRequest { draining: Some(draining), paused: Some(shared.paused()) };
+    let request = DrainRequest { draining: Some(draining), pools: Some(shared.paused()) };
     link.call::<DrainReply>(&Request::Drain(request)).await.map(|_kept| ()).map_err(Refusal::from)
 }
 

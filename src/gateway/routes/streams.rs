@@ -215,7 +215,7 @@ pub(crate) async fn events(
 
 /// What tells one life of the daemon from others.
 fn daemon_life(who: &IdentifyReply) -> String {
-    who.started.chars().filter(char::is_ascii_digit).collect()
+    who.started.iter().flat_map(|started| started.chars()).filter(char::is_ascii_digit).collect()
 }
 
 /// What has happened since: events after an id, how many are lost, and the sequence that they reach to.

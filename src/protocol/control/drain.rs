@@ -16,14 +16,14 @@ pub struct DrainRequest {
     pub draining: Option<bool>,
     /// Pools that were paused for that, and go on when it is over; at most [`DRAINED_MAX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub paused: Option<Vec<String>>,
+    pub pools: Option<Vec<String>>,
 }
 
 impl DrainRequest {
     pub(super) fn is_sound(&self) -> bool {
         let named =
             |pools: &Vec<String>| pools.len() <= DRAINED_MAX && pools.iter().all(|pool| PoolName::parse(pool).is_ok());
-        self.paused.as_ref().is_none_or(named)
+        self.pools.as_ref().is_none_or(named)
     }
 }
 

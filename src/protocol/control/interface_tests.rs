@@ -473,7 +473,8 @@ fn every_method_has_a_request_with_the_described_parameters() {
         "telemetry": true, "bill": true, "input": true, "chunk": [1], "end": true,
         "keep": true, "prompt": "x", "task": "x", "worker_id": "w", "priority": 7, "metadata": { "a": [1] }, "after": 7,
         "output_bytes": 9, "executor": "stub", "token": "halsup_00", "role": "observe", "seconds": 60, "not": ["web.3"], "summary": "GET /",
-        "fingerprint": "f", "outcome": "server_error", "lease": "0123456789abcdef".repeat(2),
+        "fingerprint": "f", "outcome": "server_error", "lease": "0123456789abcdef".repeat(2), "upgrade": true,
+        "draining": true, "pools": ["web"],
     });
     full.as_object_mut().unwrap().append(&mut of_requests.as_object().unwrap().clone());
     for (at, number) in ["min", "max", "idle_timeout_seconds", "check_interval_seconds"].into_iter().enumerate() {
@@ -490,6 +491,10 @@ fn every_method_has_a_request_with_the_described_parameters() {
             parameters.insert("name".into(), "alpine:latest".into());
         }
         interface.check(method, &Value::Object(parameters.clone()), &interface.methods[method].0);
+        // Telemetry is of all pools, and only for who follows.
+        if method == "Events" {
+            parameters.remove("telemetry");
+        }
         // No chunk is in memory that is lent.
         if method == "SendChunk" {
             parameters.insert("payload".into(), json!({ "bytes": 1 }));
@@ -506,10 +511,6 @@ fn every_method_has_a_request_with_the_described_parameters() {
         for (field, kind) in fields {
             let mut without = parameters.clone();
             without.remove(field);
-            // Telemetry is only for who follows.
-            if field == "follow" {
-                without.remove("telemetry");
-            }
             let optional = matches!(kind, Type::Maybe(_));
             assert_eq!(Request::decode(call(without)).is_ok(), optional, "{method}.{field}");
         }

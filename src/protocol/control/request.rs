@@ -513,7 +513,7 @@ impl Request {
                 ("timeout_ms", request.timeout_ms.is_none_or(|timeout| timeout <= SHUTDOWN_TIMEOUT_MS_MAX))
             }
             Self::SetLog(request) => ("filter", is_filter(&request.filter)),
-            Self::Drain(request) => ("paused", request.is_sound()),
+            Self::Drain(request) => ("pools", request.is_sound()),
             Self::GetInfo(_)
             | Self::GetInterfaceDescription(_)
             | Self::Ping(_)

@@ -55,9 +55,8 @@ pub struct IdentifyReply {
     pub role: String,
     /// Only on this pool.
     pub pool: Option<String>,
-    /// Since when this daemon runs, which tells its events from those of another; RFC 3339.
-    #[serde(default)]
-    pub started: String,
+    /// Since when this daemon runs, which tells its events from those of another; RFC 3339. An earlier build does not say.
+    pub started: Option<String>,
 }
 
 /// Parameters of `CreateToken`.

@@ -15,7 +15,7 @@ pub(super) fn hold_tokens(replies: &mut Replies<'_>) {
         name: Some("ci".into()),
         role: "operate".into(),
         pool: Some("web".into()),
-        started: "t".into(),
+        started: Some("t".into()),
     };
     replies.hold("Identify", &who);
     replies.hold("CreateToken", &CreateTokenReply { token: "halsup_00".into(), info: info.clone() });
