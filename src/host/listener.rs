@@ -1,8 +1,9 @@
 //! Whose a listening port is: before a worker's port is trusted, the socket behind it has to be one of the worker's own.
 //!
 //! The kernel's tables say which socket gets connections to the port, and the descriptors of the processes in the worker's
-//! cgroup whether it is among them. Done once for each spawn of a worker: while it holds the port, nobody else can. Where it
-//! fails the caller remembers it for a while, since whoever waits for an answer here is the daemon's loop.
+//! cgroup whether it is among them. Done once for each spawn of a worker, and again where another socket than those gets the
+//! connections (`sock_diag.rs`), since a worker may let go of its port and live on. Where it fails the caller remembers it for a
+//! while, since whoever waits for an answer here is the daemon's loop.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -62,11 +63,11 @@ impl ListenerError {
     }
 }
 
-/// Checks that whatever gets connections to `127.0.0.1:port` is a socket of a process in `cgroup`.
+/// Checks that whatever gets connections to `127.0.0.1:port` is a socket of a process in `cgroup`; the inodes of those that do.
 ///
 /// # Errors
 /// [`ListenerError`]: then nothing that comes from there is the worker's.
-pub fn check_listener(port: u16, cgroup: &WorkerCgroup) -> Result<(), ListenerError> {
+pub fn check_listener(port: u16, cgroup: &WorkerCgroup) -> Result<BTreeSet<u64>, ListenerError> {
     // A socket of IPv4 comes before one of IPv6 that takes both; and no two of different users can be bound side by side.
     let mut wanted = listening(port, "/proc/self/net/tcp")?;
     if wanted.is_empty() {
@@ -75,6 +76,7 @@ pub fn check_listener(port: u16, cgroup: &WorkerCgroup) -> Result<(), ListenerEr
     if wanted.is_empty() {
         return Err(ListenerError::Nobody { port });
     }
+    let found = wanted.clone();
     let pids = |()| cgroup.pids(PROCESSES_MAX).map(|found| found.pids).map_err(ListenerError::Processes);
     let (mut looks, mut holders) = (0, BTreeSet::new());
     for pid in pids(())? {
@@ -99,7 +101,7 @@ pub fn check_listener(port: u16, cgroup: &WorkerCgroup) -> Result<(), ListenerEr
     }
     // A number may have become somebody else's while it was looked at: whoever holds the socket is still in the worker.
     let still: BTreeSet<u32> = pids(())?.into_iter().collect();
-    if wanted.is_empty() && holders.is_subset(&still) { Ok(()) } else { Err(ListenerError::Foreign { port }) }
+    if wanted.is_empty() && holders.is_subset(&still) { Ok(found) } else { Err(ListenerError::Foreign { port }) }
 }
 
 /// The number of a socket, of what a descriptor's link says.

@@ -26,6 +26,7 @@ pub mod payload;
 pub mod port;
 pub mod record_dir;
 pub mod seccomp;
+pub mod sock_diag;
 pub mod spawn;
 pub mod state_file;
 pub mod volume;

@@ -5,7 +5,7 @@
 //! so that it can end it, and see by it when the worker has let go of what nobody wants any more: a worker that goes on with
 //! a request is not given another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -27,6 +27,7 @@ use crate::engine::{
     AVOIDED_MAX, AttemptId, Conclusion, Delivery, Demand, Input, Quality, RequestId, RequestInput, Time,
 };
 use crate::host::listener::check_listener;
+use crate::host::sock_diag::listener_inode;
 use crate::protocol::control::{
     EndLeaseReply, EndLeaseRequest, Error, LeaseOutcome, LeaseReply, LeaseRequest, RequestOutcome,
 };
@@ -80,8 +81,8 @@ const DISTRUST: Duration = Duration::from_secs(1);
 enum PortTrust {
     #[default]
     Unknown,
-    /// It is, for as long as the worker lives.
-    Own,
+    /// It is, as long as one of these sockets gets its connections.
+    Own(BTreeSet<u64>),
     /// It was not when it was looked at, and why. Finding out took long: so it is not done for every request.
     Not(Time, String),
 }
@@ -91,8 +92,18 @@ impl PortTrust {
     fn refusal(&self, now: Time) -> Option<&str> {
         match self {
             Self::Not(since, reason) if clock::since(*since, now) < DISTRUST => Some(reason),
-            Self::Not(..) | Self::Own | Self::Unknown => None,
+            Self::Not(..) | Self::Own(_) | Self::Unknown => None,
         }
+    }
+
+    /// Whether it is the worker's own still, which may have let go of it and live on.
+    fn is_own(&self, port: u16) -> bool {
+        let Self::Own(sockets) = self else { return false };
+        let now = listener_inode(port).unwrap_or_else(|errno| {
+            best_effort(Err::<(), _>(errno), "its owner is looked for instead");
+            None
+        });
+        now.is_some_and(|inode| sockets.contains(&inode))
     }
 }
 
@@ -192,15 +203,18 @@ impl Daemon {
         if let Some(reason) = live.leases.port.refusal(now) {
             return Err(reason.to_owned());
         }
-        if !matches!(live.leases.port, PortTrust::Own) {
+        if !live.leases.port.is_own(port) {
             live.leases.port = match check_listener(port, &live.cgroup) {
-                Ok(()) => PortTrust::Own,
+                Ok(sockets) => PortTrust::Own(sockets),
                 Err(error) if error.is_costly() => {
                     let reason = chain(&error);
                     live.leases.port = PortTrust::Not(now, reason.clone());
                     return Err(reason);
                 }
-                Err(error) => return Err(chain(&error)),
+                Err(error) => {
+                    live.leases.port = PortTrust::Unknown;
+                    return Err(chain(&error));
+                }
             };
         }
         let mut question = Question::begin(port, &Probe::Tcp).map_err(|errno| format!("connect to it: {errno}"))?;
@@ -387,7 +401,7 @@ mod tests {
         assert_eq!(known.refusal(at(5_000)), Some("it is not"));
         assert_eq!(known.refusal(at(5_999)), Some("it is not"));
         assert_eq!(known.refusal(at(6_000)), None);
-        assert_eq!(PortTrust::Own.refusal(at(0)), None);
+        assert_eq!(PortTrust::Own(BTreeSet::new()).refusal(at(0)), None);
         assert_eq!(PortTrust::Unknown.refusal(at(0)), None);
     }
 }

@@ -272,6 +272,32 @@ fn who_took_a_workers_port_is_not_asked() {
 }
 
 #[test]
+fn who_took_the_port_that_a_worker_let_go_of_is_not_asked() {
+    needs!(Root, CgroupTree, Python3);
+    let port = free_ports(1);
+    let program = "import socket, sys, time\ns = socket.create_server(('127.0.0.1', int(sys.argv[1])))\nprint('listens', flush=True)\n\
+                   asked = b''\nwhile b'/leave' not in asked:\n c, _ = s.accept()\n asked = c.recv(9999)\n\
+                   \x20c.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 3\\r\\nConnection: close\\r\\n\\r\\nown')\n c.close()\n\
+                   s.close()\nprint('left', flush=True)\ntime.sleep(3600)\n";
+    let mut served = Served::start(&format!(
+        "[pool.fdo]\nserve = 'http'\nopen = true\nbase_port = {port}\nready = 'exec'\n\
+         command = ['python3', '-c', {program:?}, '{{port}}']\ndispatch = {{ attempts = 1 }}\n"
+    ));
+    let asked = |path: &str| ask(served.port, "GET", path, &[], "");
+    wait_line(&mut served.daemon, "fdo.0", |line| line == "listens");
+    for path in ["/w/fdo/", "/w/fdo/", "/w/fdo/leave"] {
+        assert_eq!(asked(path).body, b"own");
+    }
+    wait_line(&mut served.daemon, "fdo.0", |line| line == "left");
+    let squatter = TcpListener::bind(("127.0.0.1", port)).expect("take the port");
+    squatter.set_nonblocking(true).expect("have it not wait");
+    let got = asked("/w/fdo/");
+    assert_eq!(got.status, 502, "{}", String::from_utf8_lossy(&got.body));
+    assert!(squatter.accept().is_err(), "nobody has come");
+    assert!(served.daemon.stderr().contains(&format!("somebody else listens on port {port}")));
+}
+
+#[test]
 fn a_worker_with_too_many_descriptors_is_not_asked_and_says_so() {
     needs!(Root, CgroupTree, Python3);
     let port = free_ports(1);
