@@ -161,7 +161,7 @@ fn a_socket_is_opened_echoes_and_ends() {
 #[test]
 fn ten_megabytes_flow_each_way_at_once_and_no_faster_than_they_are_taken() {
     needs!(Root, CgroupTree, Python3);
-    let sockets = Sockets::start(1, "");
+    let sockets = Sockets::start(1, "dispatch = { capacity = 2 }\n");
     let (mut stream, _) = sockets.open("/echo");
     let data: Vec<u8> = (0..10 * MIB).map(|at| u8::try_from(at % 251).unwrap_or(0)).collect();
     let mut writer = stream.try_clone().expect("another handle");
@@ -175,16 +175,17 @@ fn ten_megabytes_flow_each_way_at_once_and_no_faster_than_they_are_taken() {
         assert!(came == data, "the same comes back");
     });
     drop(stream);
-    // Its worker does not read for a while: as long as that lasts no more is taken than fits on the way.
-    let (mut stream, _) = sockets.open("/deaf?for=1.5");
+    // Its worker does not read before it is told to: until then no more is taken than fits on the way.
+    let (mut stream, _) = sockets.open("/deaf");
     stream.set_nonblocking(true).expect("have it not wait");
     let frame = framed(2, &vec![b'x'; 64 * 1024]);
     let (mut taken, mut left) = (0, frame.as_slice());
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(1) {
+    let mut begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) && taken < 64 * MIB {
         match stream.write(left) {
             Ok(count) => {
                 taken += count;
+                begun = Instant::now();
                 left = if count == left.len() { &frame } else { &left[count..] };
             }
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
@@ -192,6 +193,7 @@ fn ten_megabytes_flow_each_way_at_once_and_no_faster_than_they_are_taken() {
     }
     assert!(taken < 16 * MIB, "{taken} bytes were taken");
     stream.set_nonblocking(false).expect("have it wait");
+    assert_eq!(sockets.served.ask(&sockets.token, "GET", "/w/ws/hear", "").status, 200);
     if left.len() < frame.len() {
         stream.write_all(left).expect("the rest of a frame");
         taken += left.len();

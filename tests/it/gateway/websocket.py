@@ -1,6 +1,7 @@
 """A worker that speaks WebSocket (RFC 6455), its handshake and frames by hand: what it is asked says what it does."""
 import base64, hashlib, json, os, socket, struct, sys, threading, time
 
+HEAR = threading.Event()
 GUID = '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'
 
 
@@ -56,6 +57,9 @@ def serve(link):
         time.sleep(3600)
     if what == 'unasked':
         return link.sendall(b'HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nx')
+    if what == 'hear':
+        HEAR.set()
+        return answer(link, '200 OK', 'heard')
     if what == 'refuse':
         return answer(link, '426 Upgrade Required', 'other', 'Upgrade: other\r\n')
     if fields.get('upgrade') != 'websocket':
@@ -69,7 +73,7 @@ def serve(link):
     if what == 'fields':
         send(link, 1, json.dumps(fields).encode())
     if what == 'deaf':
-        time.sleep(float(path.split('=')[1]))
+        HEAR.wait()
     digest, count = hashlib.sha256(), 0
     while True:
         kind, data = frame(link)
