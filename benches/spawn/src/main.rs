@@ -14,6 +14,7 @@ mod library;
 mod peers;
 mod place;
 mod report;
+mod rows;
 mod spawning;
 mod workers;
 
