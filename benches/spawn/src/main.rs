@@ -1,19 +1,21 @@
 //! Measures halsup's spawning beside the kernel's floor and its peers, in one interleaved run; and, as `workers`, a daemon
-//! with a thousand workers, as `claims`, warm claims, and as `dispatch`, requests. Prints every row with its target of DESIGN.md
-//! section 9.
+//! with a thousand workers, as `claims`, warm claims, as `dispatch`, requests, and as `http`, requests by HTTP. Prints every row with its target of
+//! DESIGN.md section 9.
 //!
 //! `cargo run --release --manifest-path benches/spawn/Cargo.toml -- [--runs N] [--quick] [--steps] [--descriptors N]
-//! [workers [--count N] | claims | dispatch [--json]]`
+//! [workers [--count N] | claims | dispatch [--json] | http [--seconds N] [--json]]`
 
 mod claims;
 mod daemon;
 mod dispatch;
 mod floor;
 mod hops;
+mod http;
 mod library;
 mod peers;
 mod place;
 mod report;
+mod rows;
 mod spawning;
 mod workers;
 
@@ -29,6 +31,7 @@ pub enum What {
     Claims,
     Workers,
     Dispatch,
+    Http,
 }
 
 /// What is asked for.
@@ -41,15 +44,24 @@ pub struct Options {
     pub descriptors: u32,
     /// Workers of `workers`.
     pub count: u32,
-    /// Whether rows of `dispatch` are printed for programs, one object a line.
+    /// How long each row of `http` is measured, where that is not as long as usual.
+    pub seconds: Option<u32>,
+    /// Whether rows of `dispatch` and `http` are printed for programs, one object a line.
     pub json: bool,
     /// What is measured.
     pub what: What,
 }
 
 fn options() -> std::result::Result<Options, String> {
-    let mut options =
-        Options { runs: 300, steps: false, descriptors: 0, count: 1000, json: false, what: What::Spawning };
+    let mut options = Options {
+        runs: 300,
+        steps: false,
+        descriptors: 0,
+        count: 1000,
+        seconds: None,
+        json: false,
+        what: What::Spawning,
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = |what: &str| {
@@ -62,6 +74,7 @@ fn options() -> std::result::Result<Options, String> {
         match argument.as_str() {
             "--runs" => options.runs = number("--runs")?,
             "--count" => options.count = number("--count")?,
+            "--seconds" => options.seconds = Some(number("--seconds")?),
             "--descriptors" => options.descriptors = number("--descriptors")?,
             "--quick" => options.runs = 50,
             "--steps" => options.steps = true,
@@ -69,9 +82,11 @@ fn options() -> std::result::Result<Options, String> {
             "workers" => options.what = What::Workers,
             "claims" => options.what = What::Claims,
             "dispatch" => options.what = What::Dispatch,
+            "http" => options.what = What::Http,
             other => {
                 return Err(format!(
-                    "{other:?} is not an option: --runs N, --quick, --steps, --descriptors N, --json, workers, --count N, claims, dispatch"
+                    "{other:?} is not an option: --runs N, --quick, --steps, --descriptors N, --json, workers, --count N, claims, dispatch, \
+                     http, --seconds N"
                 ));
             }
         }
@@ -84,7 +99,7 @@ fn main() -> ExitCode {
         return halsup::cli::main();
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(served) = dispatch::serve(&arguments) {
+    if let Some(served) = dispatch::serve(&arguments).or_else(|| http::serve(&arguments)) {
         return told(served);
     }
     let options = match options() {
@@ -99,6 +114,7 @@ fn main() -> ExitCode {
         What::Claims => claims::run(&options),
         What::Workers => workers::run(&options),
         What::Dispatch => dispatch::run(&options),
+        What::Http => http::run(&options),
     };
     told(done)
 }

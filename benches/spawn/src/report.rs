@@ -19,6 +19,17 @@ impl Samples {
         self.0.push(nanoseconds);
     }
 
+    /// Adds one that was measured so often.
+    pub fn add_many(&mut self, nanoseconds: u64, count: usize) {
+        self.0.resize(self.0.len() + count, nanoseconds);
+    }
+
+    /// By how much each exceeds so many microseconds.
+    pub fn beyond(&self, us: f64) -> Self {
+        let most = (us * 1000.0) as u64;
+        Self(self.0.iter().map(|ns| ns.saturating_sub(most)).collect())
+    }
+
     /// The value that `percent` of the samples do not exceed, in microseconds; `None` without samples.
     pub fn quantile(&self, percent: usize) -> Option<f64> {
         let mut sorted = self.0.clone();

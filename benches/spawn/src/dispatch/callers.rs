@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use serde_json::json;
 
 use super::bare::Server;
-use super::rows::{Row, Rows};
 use super::{CALLERS, JOB_MS, Scene, WORKERS, request, warm};
 use crate::place::now;
 use crate::report::{Verdict, quantile_at_most};
+use crate::rows::{Row, Rows};
 use crate::{Options, Result};
 
 /// Requests of each caller.

@@ -7,7 +7,6 @@ mod bare;
 mod callers;
 mod memory;
 mod payloads;
-mod rows;
 mod worker;
 
 use std::fs;
@@ -20,9 +19,9 @@ use halsup::protocol::control::ExecuteRequest;
 use halsup::spec::PoolName;
 use serde_json::{Value, json};
 
-use self::rows::Rows;
 use crate::daemon::Daemon;
 use crate::place::{INSIDE, Place};
+use crate::rows::Rows;
 use crate::{Options, Result};
 
 /// Callers at once.

@@ -10,10 +10,10 @@ use serde_json::json;
 
 use super::bare::Server;
 use super::memory::{Mapping, fresh, pass, receive, sum};
-use super::rows::{Row, Rows};
 use super::{Scene, request, warm};
 use crate::place::now;
 use crate::report::Verdict;
+use crate::rows::{Row, Rows};
 use crate::{Options, Result};
 
 const MIB: usize = 1 << 20;

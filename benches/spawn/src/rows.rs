@@ -14,14 +14,17 @@ pub struct Rows {
 pub struct Row {
     /// How long each took.
     pub samples: Samples,
-    /// How long all of them took together, in nanoseconds.
+    /// How long all of them took together, in nanoseconds; 0 where that says nothing.
     pub wall: u64,
+    /// How many there were, where there are not as many samples.
+    pub counted: Option<u64>,
 }
 
 impl Row {
-    /// How many in a second.
+    /// How many in a second; 0 where that says nothing.
     pub fn per_second(&self) -> f64 {
-        self.samples.len() as f64 * 1e9 / self.wall.max(1) as f64
+        let count = self.counted.map_or(self.samples.len() as f64, |count| count as f64);
+        if self.wall == 0 { 0.0 } else { count * 1e9 / self.wall as f64 }
     }
 }
 
