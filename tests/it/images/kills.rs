@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -19,9 +19,6 @@ use crate::place::directory;
 const FILES: usize = 1_500;
 /// After how many of them the blow comes.
 const MOMENTS: [usize; 7] = [0, 1, 20, 200, 700, 1_200, FILES];
-
-/// Between two looks.
-const PAUSE: Duration = Duration::from_micros(200);
 
 fn large() -> Vec<u8> {
     let mut tar = Tar::default();
@@ -51,12 +48,12 @@ fn wait_files(daemon: &Daemon, import: &mut Child, count: usize) {
         if files >= count || import.try_wait().expect("look at it").is_some() {
             return;
         }
-        // As long as it goes on it may take its time, of which who looks without a pause takes a part.
+        // As long as it goes on it may take its time, which this takes a part of by looking.
         if files > most {
             (deadline, most) = (Instant::now() + EVENT_DEADLINE, files);
         }
         assert!(Instant::now() < deadline, "{files} of {count} files");
-        std::thread::sleep(PAUSE);
+        std::thread::yield_now();
     }
 }
 
